@@ -1,0 +1,306 @@
+"""The norms of attacks, by name: ``"linf"``, ``"l2"``, ``"l1"``, ``"l0"``.
+
+Norms, projections on a ball inside the box of valid inputs, directions of steepest ascent and
+uniform samples; all per example over the trailing dimensions of ``[B, ...]``.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from spax.checks import check_choice, check_number
+from spax.typing import Array, Bounds, Key, Number, expand
+
+__all__ = ["box", "displace", "example_keys", "norm", "project", "sample", "steepest"]
+
+_NORMS = ("linf", "l2", "l1", "l0")
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def norm(x: Array, norm: str) -> Array:
+    """Norm of every example.
+
+    Args:
+      x: ``[B, ...]``.
+      norm: ``"linf"``, ``"l2"``, ``"l1"``, or ``"l0"`` (the number of non-zero entries).
+
+    Returns:
+      ``[B]``, in the dtype of ``x``; sums are taken in float32 or wider.
+
+    Raises:
+      ValueError: on another norm.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> norm(jnp.array([[3.0, -4.0]]), "l2").tolist()
+      [5.0]
+    """
+    check_choice("norm", norm, _NORMS)
+    v = _flat(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    if norm == "linf":
+        out = jnp.max(jnp.abs(v), axis=1, initial=0.0)
+    elif norm == "l2":
+        out = jnp.sqrt(jnp.sum(v * v, axis=1))
+    elif norm == "l1":
+        out = jnp.sum(jnp.abs(v), axis=1)
+    else:
+        out = jnp.sum(v != 0, axis=1).astype(v.dtype)
+    return out.astype(x.dtype)
+
+
+def box(bounds: Bounds, x: Array) -> tuple[Array, Array]:
+    """Valid range as arrays shaped like ``x``: scalars or arrays of trailing shape, broadcast.
+
+    Args:
+      bounds: ``(low, high)``: numbers, or arrays such as one entry a channel.
+      x: ``[B, ...]``.
+
+    Returns:
+      ``(low, high)``, each of the shape and dtype of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> low, high = box((0.0, jnp.array([1.0, 2.0])), jnp.zeros((3, 2)))
+      >>> high[0].tolist()
+      [1.0, 2.0]
+    """
+    low, high = (jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape) for b in bounds)
+    return low, high
+
+
+def project(delta: Array, x: Array, eps: Number, norm: str, bounds: Bounds) -> Array:
+    """Projects a perturbation on the eps-ball, inside the box of valid inputs.
+
+    For linf, l1 and l0 this is the exact Euclidean projection on ball-and-box (for l1 by
+    bisection on the multiplier and one exact solve of its final linear piece). For l2 the
+    perturbation is scaled to the ball and then clipped to the box: the result is feasible, but
+    not the nearest feasible point.
+
+    Args:
+      delta: perturbations ``[B, ...]``.
+      x: the inputs they are added to, within ``bounds``.
+      eps: radius, scalar or ``[B]``; for l0 the number of entries. Below 0 means 0.
+      norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
+      bounds: valid range of ``x + delta``.
+
+    Returns:
+      Perturbations of norm at most eps, ``x + result`` within bounds up to rounding (see
+      `displace`).
+
+    Raises:
+      ValueError: on another norm, or concrete ``eps < 0``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> project(jnp.array([[2.0, 0.3]]), jnp.zeros((1, 2)), 0.5, "l1", (0.0, 0.4)).tolist()
+      [[0.4000000059604645, 0.10000000149011612]]
+
+    References:
+      F. Croce, M. Hein, Mind the box: l1-APGD for sparse adversarial attacks, 2021,
+      arXiv:2103.01208, Proposition 2.1.
+    """
+    check_choice("norm", norm, _NORMS)
+    check_number("eps", eps, low=0)
+    low, high = box(bounds, x)
+    low, high = low - x, high - x
+    radius = _radius(eps, x, norm)
+    if norm == "linf":
+        return jnp.clip(delta, jnp.maximum(low, -radius), jnp.minimum(high, radius))
+    if norm == "l2":
+        size = expand(_safe_l2(delta), delta)
+        scale = jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
+        return jnp.clip(delta * scale, low, high)
+    flat_radius = jnp.broadcast_to(radius.reshape(-1, 1), (x.shape[0], 1))
+    kernel = _project_l1 if norm == "l1" else _project_l0
+    return kernel(_flat(delta), _flat(low), _flat(high), flat_radius).reshape(delta.shape)
+
+
+def _radius(eps: Number, x: Array, norm: str) -> Array:
+    """The radius in the dtype of x, rounded so that a measured norm does not exceed eps."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wanted = jnp.maximum(expand(eps, x.astype(wide)), 0)
+    radius = wanted.astype(x.dtype)
+    radius = jnp.where(radius.astype(wide) > wanted, jnp.nextafter(radius, 0 * radius), radius)
+    if norm in ("l2", "l1"):  # sums round: stay inside by more than their error
+        radius = radius * (1 - 4 * float(jnp.finfo(x.dtype).eps))
+    return radius
+
+
+def _safe_l2(v: Array) -> Array:
+    """The l2 norm, free of under- and overflow of the squares."""
+    flat = _flat(v).astype(jnp.promote_types(v.dtype, jnp.float32))
+    top = jnp.max(jnp.abs(flat), axis=1, keepdims=True, initial=0.0)
+    scaled = flat / jnp.where(top > 0, top, 1)
+    return (top[:, 0] * jnp.sqrt(jnp.sum(scaled * scaled, axis=1))).astype(v.dtype)
+
+
+def _project_l1(delta: Array, low: Array, high: Array, radius: Array) -> Array:
+    """argmin |d - delta|_2 over |d|_1 <= radius, low <= d <= high, all ``[B, D]``.
+
+    By the optimality conditions ``d = sign(delta) min(max(|delta| - lam, 0), room)`` with one
+    multiplier lam >= 0 an example, at which the constraint is tight or lam = 0.
+    """
+    wide = jnp.promote_types(delta.dtype, jnp.float32)
+    size = jnp.abs(delta).astype(wide)
+    room = jnp.maximum(jnp.where(delta >= 0, high, -low), 0).astype(wide)
+    target = radius.astype(wide)
+
+    def total(lam: Array) -> Array:
+        return jnp.sum(jnp.clip(size - lam, 0, room), axis=1, keepdims=True)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low_lam, high_lam = ends
+        lam = (low_lam + high_lam) / 2
+        over = total(lam) > target
+        return jnp.where(over, lam, low_lam), jnp.where(over, high_lam, lam)
+
+    zero = jnp.zeros_like(target)
+    top = jnp.max(size, axis=1, keepdims=True, initial=0.0)
+    low_lam, high_lam = lax.fori_loop(0, 30, halve, (zero, top))
+    # Between the ends no entry changes its regime (or by rounding only): solve the line exactly.
+    lam = (low_lam + high_lam) / 2
+    active = (size > lam) & (size - lam < room)
+    fixed = jnp.sum(jnp.where(size - lam >= room, room, 0), axis=1, keepdims=True)
+    active_size = jnp.sum(jnp.where(active, size, 0), axis=1, keepdims=True)
+    count = jnp.sum(active, axis=1, keepdims=True).astype(wide)
+    solved = (fixed + active_size - target) / jnp.maximum(count, 1)
+    lam = jnp.where(count > 0, jnp.clip(solved, low_lam, high_lam), high_lam)
+    lam = jnp.where(total(zero) <= target, zero, lam)
+    return jnp.sign(delta) * jnp.clip(size - lam, 0, room).astype(delta.dtype)
+
+
+def _project_l0(delta: Array, low: Array, high: Array, radius: Array) -> Array:
+    """Keeps, clipped, the floor(radius) entries whose loss would cost most."""
+    clipped = jnp.clip(delta, low, high)
+    gain = delta * delta - (delta - clipped) * (delta - clipped)
+    order = jnp.argsort(-gain, axis=1)
+    rank = jnp.argsort(order, axis=1)
+    return jnp.where(rank < jnp.floor(radius).astype(rank.dtype), clipped, 0)
+
+
+def displace(x: Array, delta: Array, bounds: Bounds) -> Array:
+    """Adds a perturbation without leaving the box or, by rounding, going beyond it.
+
+    Args:
+      x: ``[B, ...]``, within ``bounds``.
+      delta: a feasible perturbation of the same shape.
+      bounds: valid range.
+
+    Returns:
+      ``x + delta`` rounded towards ``x`` and clipped, so that every entry lies in bounds and no
+      entry is farther from ``x`` than ``|delta|``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[0.5]], jnp.bfloat16)
+      >>> abs(displace(x, jnp.array([[0.1]], jnp.bfloat16), (0.0, 1.0)) - x).item() <= 0.1
+      True
+    """
+    low, high = box(bounds, x)
+    z = jnp.clip(x + delta, low, high)
+    return jnp.where(jnp.abs(z - x) > jnp.abs(delta), jnp.nextafter(z, x), z)
+
+
+def steepest(
+    grad: Array, norm: str, *, blocked: Array | None = None, share: float = 0.0
+) -> Array:
+    """Direction of unit norm in which a linear function rises fastest.
+
+    linf: the sign; l2: the gradient, normalised; l1 and l0: the signs of its largest entries,
+    scaled to norm one (l1). Entries that are not finite count as 0, and a zero gradient gives a
+    zero direction.
+
+    Args:
+      grad: ``[B, ...]``.
+      norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
+      blocked: bool ``[B, ...]``, entries that cannot move (at the box); used by l1 and l0.
+      share: static share of the entries that an l1 or l0 direction uses; at least one is used.
+
+    Returns:
+      ``[B, ...]`` in the dtype of ``grad``.
+
+    Raises:
+      ValueError: on another norm, or a share outside [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> steepest(jnp.array([[1.0, -3.0]]), "l1").tolist()
+      [[0.0, -1.0]]
+
+    References:
+      F. Tramer, D. Boneh, Adversarial training and robustness for multiple perturbations, 2019,
+      arXiv:1904.13000, Section 4 (the l1 step).
+    """
+    check_choice("norm", norm, _NORMS)
+    check_number("share", share, low=0, high=1)
+    g = jnp.where(jnp.isfinite(grad), grad, 0)
+    if norm == "linf":
+        return jnp.sign(g)
+    if norm == "l2":
+        # Divided twice: 1 / |g| of a gradient near 1e-38 would overflow.
+        top = jnp.max(jnp.abs(_flat(g)), axis=1, initial=0.0)
+        g = g / expand(jnp.where(top > 0, top, 1), g)
+        size = _safe_l2(g)
+        return g / expand(jnp.where(size > 0, size, 1), g)
+    if blocked is not None:
+        g = jnp.where(blocked, 0, g)
+    flat = _flat(g)
+    count = max(1, round(share * flat.shape[1]))
+    places = lax.top_k(jnp.abs(flat), count)[1]
+    used = jax.vmap(lambda g, i: jnp.zeros_like(g).at[i].set(jnp.sign(g[i])))(flat, places)
+    if norm == "l1":
+        used = used / jnp.maximum(jnp.sum(jnp.abs(used), axis=1, keepdims=True), 1)
+    return used.reshape(grad.shape)
+
+
+def example_keys(key: Key, x: Array) -> Array:
+    """One key per example, ``fold_in(key, i)``: what is drawn for one ignores its neighbours."""
+    return cast(Array, jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0])))
+
+
+def sample(key: Key, x: Array, eps: Number, norm: str) -> Array:
+    """Uniform perturbations in the eps-ball, one per example, before any clipping to the box.
+
+    Args:
+      key: a random key, consumed; example i draws from ``fold_in(key, i)``.
+      x: ``[B, ...]``; only its shape and dtype are used.
+      eps: radius, scalar or ``[B]``.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+
+    Returns:
+      ``[B, ...]`` in the dtype of ``x``, uniform in the ball.
+
+    Raises:
+      ValueError: on another norm, or concrete ``eps < 0``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> delta = sample(jax.random.key(0), jnp.zeros((2, 5)), 0.1, "l2")
+      >>> bool((jnp.linalg.norm(delta, axis=1) <= 0.1).all())
+      True
+    """
+    check_choice("norm", norm, ("linf", "l2", "l1"))
+    check_number("eps", eps, low=0)
+    shape, size = x.shape[1:], max(x[0].size, 1) if x.shape[0] else 1
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+
+    def unit(key: Key) -> Array:
+        if norm == "linf":
+            return jax.random.uniform(key, shape, wide, -1.0, 1.0)
+        key_direction, key_radius = jax.random.split(key)
+        if norm == "l2":
+            g = jax.random.normal(key_direction, (size,), wide)
+            radius = jax.random.uniform(key_radius, (), wide) ** (1.0 / size)
+            return (radius * g / jnp.linalg.norm(g)).reshape(shape)
+        # D + 1 exponentials, normalised: the first D are uniform in the corner of the simplex.
+        e = jax.random.exponential(key_direction, (size + 1,), wide)
+        signs = jax.random.rademacher(key_radius, (size,), wide)
+        return (signs * e[:-1] / jnp.sum(e)).reshape(shape)
+
+    draws = jax.vmap(unit)(example_keys(key, x))
+    return draws.astype(x.dtype) * jnp.maximum(expand(eps, x), 0)
