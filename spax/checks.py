@@ -104,9 +104,7 @@ def check_batch(x: Any, y: Any = None, bounds: Any = None) -> None:
     if x.ndim < 1:
         raise ValueError(f"x must have a leading batch dimension (got x.shape={x.shape})")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x must be floating point, scaled to the bounds (got x.dtype={x.dtype})"
-        )
+        raise ValueError(f"x must be floating point, scaled to the bounds (got x.dtype={x.dtype})")
     for leaf in jax.tree.leaves(y):
         if np.ndim(leaf) < 1 or np.shape(leaf)[0] != x.shape[0]:
             raise ValueError(

@@ -140,7 +140,7 @@ def _safe_l2(v: Array) -> Array:
 
 
 def _project_l1(delta: Array, low: Array, high: Array, radius: Array) -> Array:
-    """argmin |d - delta|_2 over |d|_1 <= radius, low <= d <= high, all ``[B, D]``.
+    """Argmin |d - delta|_2 over |d|_1 <= radius, low <= d <= high, all ``[B, D]``.
 
     By the optimality conditions ``d = sign(delta) min(max(|delta| - lam, 0), room)`` with one
     multiplier lam >= 0 an example, at which the constraint is tight or lam = 0.
@@ -206,9 +206,7 @@ def displace(x: Array, delta: Array, bounds: Bounds) -> Array:
     return jnp.where(jnp.abs(z - x) > jnp.abs(delta), jnp.nextafter(z, x), z)
 
 
-def steepest(
-    grad: Array, norm: str, *, blocked: Array | None = None, share: float = 0.0
-) -> Array:
+def steepest(grad: Array, norm: str, *, blocked: Array | None = None, share: float = 0.0) -> Array:
     """Direction of unit norm in which a linear function rises fastest.
 
     linf: the sign; l2: the gradient, normalised; l1 and l0: the signs of its largest entries,

@@ -80,9 +80,7 @@ class Gradient(Protocol):
     ``grad`` shaped as ``x``.
     """
 
-    def __call__(
-        self, fn: Any, x: Array, key: Key | None, /
-    ) -> tuple[Array, Array, PyTree]: ...
+    def __call__(self, fn: Any, x: Array, key: Key | None, /) -> tuple[Array, Array, PyTree]: ...
 
 
 @dataclasses.dataclass(frozen=True)
