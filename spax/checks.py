@@ -74,10 +74,11 @@ def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {sorted(allowed)} (got {name}={value!r})")
 
 
-def check_key(key: Any, why: str) -> None:
-    """Raises if no random key was given; ``why`` says what draws."""
+def check_key(key: Any, why: str) -> Any:
+    """Returns the key; raises if there is none, where ``why`` says what draws."""
     if key is None:
         raise ValueError(f"{why} needs a random key: pass key=jax.random.key(...) (got key=None)")
+    return key
 
 
 def check_bounds(bounds: Any) -> None:

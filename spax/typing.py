@@ -30,6 +30,7 @@ __all__ = [
     "call",
     "expand",
     "lift",
+    "wide",
 ]
 
 Array: TypeAlias = jax.Array
@@ -186,3 +187,15 @@ def expand(v: Number, x: Array) -> Array:
             f"(got shape {v.shape})"
         )
     return v.reshape(v.shape + (1,) * (x.ndim - 1))
+
+
+def wide(x: Array) -> Any:
+    """The dtype in which sums over ``x`` are taken: its own, float32 at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> wide(jnp.zeros(2, jnp.bfloat16)).name
+      'float32'
+    """
+    dtype = jnp.dtype(x.dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype

@@ -24,6 +24,7 @@ from spax.typing import (
     Stochastic,
     call,
     expand,
+    wide,
 )
 
 __all__ = ["Info", "carlini_wagner"]
@@ -187,18 +188,18 @@ def carlini_wagner(
 
     judged = criterion or (hits if targeted else misclassified)
     # Adam's averages need float32 at least; the model sees the dtype of x.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    origin = x.astype(wide)
-    kappa = jnp.broadcast_to(jnp.asarray(confidence, wide), x.shape[:1])
+    dtype = wide(x)
+    origin = x.astype(dtype)
+    kappa = jnp.broadcast_to(jnp.asarray(confidence, dtype), x.shape[:1])
     low, high = box(bounds, origin)
     half = (high - low) / 2
     every = max(steps // 10, 1)
 
     def evaluate(z: Array, key: Key | None = None) -> tuple[Array, Array]:
         outputs = call(logits_fn, z, key)
-        reached = (-loss(outputs, y) if targeted else loss(outputs, y)).astype(wide)
+        reached = (-loss(outputs, y) if targeted else loss(outputs, y)).astype(dtype)
         success = judged(outputs, y) & (reached >= kappa)
-        return -jnp.maximum(kappa - reached, 0), success.astype(wide)
+        return -jnp.maximum(kappa - reached, 0), success.astype(dtype)
 
     goal = Stochastic(evaluate) if isinstance(logits_fn, Stochastic) else evaluate
     look = canonical_convolutions(lambda z, k: gradient(goal, z, k))
@@ -210,7 +211,7 @@ def carlini_wagner(
         t = jnp.tanh(state.w)
         z = jnp.clip(low + half * (t + 1), low, high).astype(x.dtype)
         value, grad, success = look(z, key_at(first_key + i))
-        delta = z.astype(wide) - origin
+        delta = z.astype(dtype) - origin
         distance = jnp.sum((delta * delta).reshape(x.shape[0], -1), axis=1)
 
         # An eot hook reports the share of draws that succeeded: most of them must.
@@ -222,13 +223,13 @@ def carlini_wagner(
             jnp.where(nearer, const, state.found.const),
         )
 
-        g = (2 * delta - expand(const, delta) * grad.astype(wide)) * half * (1 - t * t)
+        g = (2 * delta - expand(const, delta) * grad.astype(dtype)) * half * (1 - t * t)
         g = jnp.where(jnp.isfinite(g), g, 0)
         m = _BETA1 * state.m + (1 - _BETA1) * g
         v = _BETA2 * state.v + (1 - _BETA2) * g * g
-        count = (i + 1).astype(wide)
-        m_hat = m / (1 - jnp.asarray(_BETA1, wide) ** count)
-        v_hat = v / (1 - jnp.asarray(_BETA2, wide) ** count)
+        count = (i + 1).astype(dtype)
+        m_hat = m / (1 - jnp.asarray(_BETA1, dtype) ** count)
+        v_hat = v / (1 - jnp.asarray(_BETA2, dtype) ** count)
         w = state.w - expand(step_size, delta) * m_hat / (jnp.sqrt(v_hat) + _STABILITY)
 
         active, last = state.active, state.last
@@ -250,7 +251,7 @@ def carlini_wagner(
 
     # Strictly inside, so that atanh is finite.
     w0 = jnp.arctanh(jnp.clip((origin - low) / half - 1, -1, 1) * (1 - 1e-6))
-    full = jnp.full(x.shape[:1], jnp.inf, wide)
+    full = jnp.full(x.shape[:1], jnp.inf, dtype)
     everyone = jnp.ones(x.shape[:1], bool)
 
     def round_(r: Array, carry: tuple[Array, Array, Array, Array, _Found]) -> tuple:
@@ -274,7 +275,7 @@ def carlini_wagner(
 
     _, already = call(goal, x, key_at(search_steps * steps))
     found = _Found(x, jnp.where(already > 0, 0, full), jnp.where(already > 0, 0, full))
-    const = jnp.broadcast_to(jnp.asarray(initial_const, wide), x.shape[:1])
+    const = jnp.broadcast_to(jnp.asarray(initial_const, dtype), x.shape[:1])
     carry = (jnp.zeros_like(const), full, const, jnp.zeros(x.shape[:1], jnp.int32), found)
     *_, spent, found = lax.fori_loop(0, search_steps, round_, carry)
     return (found.x, Info(found.const, spent)) if return_info else found.x

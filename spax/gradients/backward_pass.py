@@ -43,11 +43,11 @@ def bpda(h: Callable[..., Array], surrogate: Callable[..., Array] | None = None)
 
     def value(x: Array, key: Key | None) -> Array:
         hard, smooth = call(h, jax.lax.stop_gradient(x), key), call(soft, x, key)
-        if jax.typeof(hard).shape != jax.typeof(smooth).shape or hard.dtype != smooth.dtype:
+        got, wanted = jax.typeof(smooth), jax.typeof(hard)
+        if got.shape != wanted.shape or got.dtype != wanted.dtype:
             raise ValueError(
                 "bpda needs a surrogate with the output shape and dtype of h "
-                f"(got h(x): {hard.shape} {hard.dtype}, surrogate(x): "
-                f"{smooth.shape} {smooth.dtype})"
+                f"(got h(x): {wanted}, surrogate(x): {got})"
             )
         # s(x) - s(x) is exactly zero and carries the derivative of s.
         return jax.lax.stop_gradient(hard) + (smooth - jax.lax.stop_gradient(smooth))

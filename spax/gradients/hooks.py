@@ -90,8 +90,7 @@ def eot(n: int = 30) -> Gradient:
     check_count("n", n)
 
     def gradient(fn: Any, x: Array, key: Key | None) -> tuple[Array, Array, PyTree]:
-        check_key(key, "gradient=eot")
-        return _mean_over_draws(lambda k: exact(fn, x, k), key, n)
+        return _mean_over_draws(lambda k: exact(fn, x, k), check_key(key, "gradient=eot"), n)
 
     return gradient
 
@@ -100,8 +99,7 @@ def _finite_differences(
     n: int, step: float, draw: Callable[[Key, tuple[int, ...], Any], Array], name: str
 ) -> Gradient:
     def gradient(fn: Any, x: Array, key: Key | None) -> tuple[Array, Array, PyTree]:
-        check_key(key, f"gradient={name}")
-        key_value, key_draws = jax.random.split(key)
+        key_value, key_draws = jax.random.split(check_key(key, f"gradient={name}"))
 
         def slope(key: Key) -> Array:
             key_u, key_f = jax.random.split(key)
