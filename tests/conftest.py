@@ -47,9 +47,9 @@ def linear():
     rng = np.random.default_rng(0)
     params = rng.normal(size=(6, 4)).astype(np.float32)
     x = rng.uniform(0.2, 0.8, size=(8, 6)).astype(np.float32)
-    y = np.argmax(x @ params, axis=1).astype(np.int32)
+    y = np.argmax((x - 0.5) @ params, axis=1).astype(np.int32)
 
     def apply_fn(params, x):
-        return x @ params.astype(x.dtype)
+        return (x - 0.5) @ params.astype(x.dtype)
 
     return apply_fn, jax.numpy.asarray(params), jax.numpy.asarray(x), jax.numpy.asarray(y)

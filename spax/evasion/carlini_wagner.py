@@ -50,6 +50,7 @@ class _Descent(NamedTuple):
     m: Array
     v: Array
     active: Array  # bool [B]: not yet stopped early
+    improved: Array  # bool [B]: whether a check has seen the objective fall
     last: Array  # the objective at the last check
     steps: Array
     success: Array  # whether this round has succeeded
@@ -140,8 +141,8 @@ def carlini_wagner(
       search_steps: rounds, static, >= 1.
       norm: ``"l2"``.
       abort_early: whether an example rests for the remainder of a round once a tenth of the
-        steps has not lowered its objective by 0.01 %. The round ends when all rest. With it the
-        attack cannot be differentiated in reverse mode.
+        steps has not lowered its objective by 0.01 %, having lowered it before. The round ends
+        when all rest. With it the attack cannot be differentiated in reverse mode.
       targeted: whether ``y`` are wanted labels.
       bounds: valid range of the inputs, finite.
       loss: ``(outputs, y) -> [B]``, positive at success: the margin.
@@ -232,17 +233,21 @@ def carlini_wagner(
         v_hat = v / (1 - jnp.asarray(_BETA2, dtype) ** count)
         w = state.w - expand(step_size, delta) * m_hat / (jnp.sqrt(v_hat) + _STABILITY)
 
-        active, last = state.active, state.last
+        active, improved, last = state.active, state.improved, state.last
         if abort_early:
             total = distance - const * value
             checked = i % every == 0
-            active = active & ~(checked & (total > 0.9999 * last))
+            fell = total <= 0.9999 * last
+            # At the box tanh is flat: an example that has yet to leave it has not come to rest.
+            active = active & ~(checked & improved & ~fell)
+            improved = improved | (checked & fell & (i > 0))
             last = jnp.where(checked, total, last)
         return _Descent(
             jnp.where(_rows(state.active, x), w, state.w),
             m,
             v,
             active,
+            improved,
             last,
             state.steps + state.active.astype(state.steps.dtype),
             state.success | success,
@@ -258,7 +263,15 @@ def carlini_wagner(
         lower, upper, const, spent, found = carry
         const = jnp.where((r == search_steps - 1) & jnp.isfinite(upper), upper, const)
         state = _Descent(
-            w0, jnp.zeros_like(w0), jnp.zeros_like(w0), everyone, full, spent, ~everyone, found
+            w0,
+            jnp.zeros_like(w0),
+            jnp.zeros_like(w0),
+            everyone,
+            ~everyone,
+            full,
+            spent,
+            ~everyone,
+            found,
         )
         if abort_early:
             _, state = lax.while_loop(
