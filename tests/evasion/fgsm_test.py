@@ -327,15 +327,16 @@ def test_a_traced_negative_radius_means_zero(linear):
 
 @pytest.mark.slow
 def test_mnist_accuracies_are_ordered_as_published(spax_data):
-    """FGSM leaves more than BIM, BIM more than PGD-40; levels near the measured ones."""
-    from tests.victims import mnist_cnn
+    """FGSM leaves more than BIM, BIM more than PGD-40, at levels near those measured elsewhere."""
+    from benchmarks import victim
 
-    apply_fn, params, x, y = mnist_cnn(spax_data)
-    x, y = x[:300], y[:300]
+    with np.load(victim.prepare(quick=False)) as stored:
+        params = {name: value for name, value in stored.items() if "/" in name}
+        x, y = stored["x"][:300], stored["y"][:300]
 
     def accuracy(attack, **arguments):
-        run = jax.jit(lambda p, x, y: attack(lambda x: apply_fn(p, x), x, y, **arguments))
-        return 1 - misclassified(apply_fn(params, run(params, x, y)), y).mean()
+        run = jax.jit(lambda p, x, y: attack(lambda x: victim.apply_fn(p, x), x, y, **arguments))
+        return 1 - misclassified(victim.apply_fn(params, run(params, x, y)), y).mean()
 
     for eps, fast, iterated, projected in ((0.1, 0.76, 0.59, 0.45), (0.2, 0.31, 0.007, 0.0)):
         measured = (
@@ -344,4 +345,4 @@ def test_mnist_accuracies_are_ordered_as_published(spax_data):
             accuracy(pgd, eps=eps, steps=40, step_size=0.01, key=KEY),
         )
         assert measured[0] > measured[1] >= measured[2]
-        np.testing.assert_allclose(measured, (fast, iterated, projected), atol=0.15)
+        np.testing.assert_allclose(measured, (fast, iterated, projected), atol=0.2)
