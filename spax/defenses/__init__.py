@@ -7,11 +7,19 @@ from spax.defenses.adversarial_training import (
     trades_loss,
     truncated_normal_eps,
 )
+from spax.defenses.randomization import random_resize_pad, randomized_resize
+from spax.defenses.sanitization import relabel_knn
+from spax.defenses.transformations import bit_depth, quantize
 
 __all__ = [
     "LossTerms",
     "adversarial_loss",
+    "bit_depth",
     "mixed_adversarial_loss",
+    "quantize",
+    "random_resize_pad",
+    "randomized_resize",
+    "relabel_knn",
     "trades_loss",
     "truncated_normal_eps",
 ]
