@@ -24,7 +24,16 @@ from spax.typing import (
     wide,
 )
 
-__all__ = ["SLACK", "Description", "Judgement", "describe", "examine", "judge", "lacks_prediction"]
+__all__ = [
+    "SLACK",
+    "Description",
+    "Judgement",
+    "check_point",
+    "describe",
+    "examine",
+    "judge",
+    "lacks_prediction",
+]
 
 SLACK = 1e-6
 """How far beyond a radius or a bound still counts as within: rounding, not cheating."""
@@ -80,8 +89,6 @@ def examine(
     criterion: Criterion | None,
 ) -> Verdict:
     """Looks at points, with the model's outputs there, in every respect."""
-    if jnp.shape(x_adv) != x.shape:
-        raise ValueError(f"x_adv must have the shape of x, {x.shape} (got {jnp.shape(x_adv)})")
     judged = criterion or (hits if targeted else misclassified)
     predicted = ~lacks_prediction(outputs, x.shape[0])
 
@@ -102,8 +109,17 @@ def examine(
     )
 
 
-def _check(logits_fn: Model, x: Array, y: PyTree, key: Any, eps: Any, bounds: Bounds) -> None:
+def check_point(x: Array, x_adv: Array) -> None:
+    """Raises unless a point to judge has the shape of its input."""
+    if jnp.shape(x_adv) != x.shape:
+        raise ValueError(f"x_adv must have the shape of x, {x.shape} (got {jnp.shape(x_adv)})")
+
+
+def _check(
+    logits_fn: Model, x: Array, x_adv: Array, y: PyTree, key: Any, eps: Any, bounds: Bounds
+) -> None:
     check_batch(x, y, bounds)
+    check_point(x, x_adv)
     if eps is not None:
         check_number("eps", eps, low=0)
         if np.shape(eps) not in ((), x.shape[:1]):
@@ -167,7 +183,7 @@ def judge(
       >>> judge(lambda x: x, x, x_adv, jnp.array([0, 0]), norm="l1").success.tolist()
       [False, True]
     """
-    _check(logits_fn, x, y, key, eps, bounds)
+    _check(logits_fn, x, x_adv, y, key, eps, bounds)
     seen = examine(
         call(logits_fn, x_adv, key),
         x,
@@ -266,7 +282,7 @@ def describe(
 
     if not is_concrete((x, x_adv, y)):
         raise TypeError("describe gives Python numbers: call it outside jit (got a traced value)")
-    _check(logits_fn, x, y, key, eps, bounds)
+    _check(logits_fn, x, x_adv, y, key, eps, bounds)
     key_before, key_after = (None, None) if key is None else jax.random.split(key)
 
     def look(z: Array, key: Key | None) -> Verdict:

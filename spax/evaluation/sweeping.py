@@ -18,7 +18,7 @@ from spax.checks import (
     check_labels,
     check_number,
 )
-from spax.evaluation.judging import SLACK, examine
+from spax.evaluation.judging import SLACK, check_point, examine
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import cross_entropy
 from spax.typing import (
@@ -104,6 +104,7 @@ def worst_of(
         for i, one in enumerate(attacks):
             key_attack, key_look = _split(None if key is None else jax.random.fold_in(key, i))
             rival = one(logits_fn, x, y, key=key_attack, **settings)
+            check_point(x, rival)
             outputs = call(logits_fn, rival, key_look)
             seen = examine(
                 outputs,
@@ -265,6 +266,7 @@ def sweep(
       >>> result.accuracy.tolist()
       [1.0, 0.5, 0.0]
     """
+    check_choice("norm", norm, ("linf", "l2", "l1", "l0"))
     check_batch(x, y, bounds)
     check_number("eps", np.asarray(eps) if isinstance(eps, Sequence) else eps, low=0)
     check_count("parallel", parallel)
@@ -311,6 +313,7 @@ def sweep(
             eps, e = given
             key_attack, key_look = _split(None if key is None else jax.random.fold_in(key_radii, e))
             z = attack(logits_fn, x, y, key=key_attack, eps=eps)
+            check_point(x, z)
             return look(x, z, y, key_look, eps)
 
         _, _, clean = look(x, x, y, key_clean, None)
