@@ -4,6 +4,8 @@ Norms, projections on a ball inside the box of valid inputs, directions of steep
 uniform samples; all per example over the trailing dimensions of ``[B, ...]``.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,7 +19,7 @@ _NORMS = ("linf", "l2", "l1", "l0")
 
 
 def _flat(x: Array) -> Array:
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def norm(x: Array, norm: str) -> Array:
@@ -290,7 +292,7 @@ def sample(key: Key, x: Array, eps: Number, norm: str) -> Array:
     """
     check_choice("norm", norm, ("linf", "l2", "l1"))
     check_number("eps", eps, low=0)
-    shape, size = x.shape[1:], max(x[0].size, 1) if x.shape[0] else 1
+    shape, size = x.shape[1:], max(math.prod(x.shape[1:]), 1)
     dtype = wide(x)
 
     def unit(key: Key) -> Array:

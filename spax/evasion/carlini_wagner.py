@@ -58,7 +58,7 @@ class _Descent(NamedTuple):
 
 
 def _rows(mask: Array, x: Array) -> Array:
-    return mask.reshape((-1,) + (1,) * (x.ndim - 1))
+    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
 
 @overload
@@ -213,7 +213,7 @@ def carlini_wagner(
         z = jnp.clip(low + half * (t + 1), low, high).astype(x.dtype)
         value, grad, success = look(z, key_at(first_key + i))
         delta = z.astype(dtype) - origin
-        distance = jnp.sum((delta * delta).reshape(x.shape[0], -1), axis=1)
+        distance = jnp.sum(delta * delta, axis=tuple(range(1, x.ndim)))
 
         # An eot hook reports the share of draws that succeeded: most of them must.
         success = (success > 0.5) & state.active

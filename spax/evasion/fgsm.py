@@ -67,7 +67,7 @@ class _Best(NamedTuple):
 def _better(best: _Best, x: Array, value: Array, fooled: Array) -> _Best:
     """Prefers what fools, then the higher loss; a NaN is never better."""
     wins = (fooled > best.fooled) | ((fooled == best.fooled) & (value > best.value))
-    rows = wins.reshape((-1,) + (1,) * (x.ndim - 1))
+    rows = wins.reshape(wins.shape + (1,) * (x.ndim - 1))
     return _Best(
         jnp.where(rows, x, best.x),
         jnp.where(wins, fooled, best.fooled),

@@ -21,10 +21,10 @@ class Attack(NamedTuple):
     targeted: bool = False
 
 
-def _bounded(attack: Any, norm: str, eps: float, **settings: Any) -> Attack:
+def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
     targeted = settings.get("targeted", False)
     run = functools.partial(attack, eps=eps, **settings)
-    return Attack(run, norm, eps, needs_key=attack is evasion.pgd, targeted=targeted)
+    return Attack(run, ball, eps, needs_key=attack is evasion.pgd, targeted=targeted)
 
 
 ATTACKS: Mapping[str, tuple[Attack, ...]] = {
