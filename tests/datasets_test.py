@@ -11,7 +11,6 @@ import zipfile
 import numpy as np
 import pytest
 
-from spax import datasets
 from spax.datasets import Dataset, DatasetError, digits, idx_to_npz, load_idx, load_npz
 
 GREY = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4) * 8
@@ -328,12 +327,10 @@ def test_the_recipe_names_what_is_missing_or_wrong(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.skipif("SPAX_DATA" not in os.environ, reason="SPAX_DATA names no folder of data")
-def test_mnist_itself():
-    data = load_npz(os.path.join(os.environ["SPAX_DATA"], "mnist.npz"))
+def test_mnist_itself(spax_data):
+    data = load_npz(spax_data / "mnist.npz")
     assert data.x_train.shape == (60000, 28, 28, 1)
     assert data.x_test.shape == (10000, 28, 28, 1)
     assert (data.num_classes, data.bounds) == (10, (0.0, 1.0))
     assert np.bincount(data.y_test)[0] == 980
     assert float(data.x_train.max()) == 1.0
-    assert datasets.Dataset is type(data)
