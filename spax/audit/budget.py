@@ -1,0 +1,135 @@
+"""How much an audit may spend, and on which radii."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from spax.audit.errors import AuditError
+
+__all__ = ["BUDGETS", "QUICK", "STANDARD_BUDGET", "Budget"]
+
+NORMS = ("linf", "l2", "l1")
+
+# For inputs in [0, 1]; wider bounds scale them. Nothing but a starting point: which change of an
+# input must not change its label is known to whoever knows the data.
+_EPS = {
+    "linf": (0.05, 0.1, 0.15, 0.2),
+    "l2": (0.25, 0.5, 0.75, 1.0),
+    "l1": (1.0, 2.0, 3.0, 4.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What an audit may spend: all static numbers of its attacks.
+
+    Args:
+      name: what the report calls it.
+      norm: of the attacks' ball: ``"linf"``, ``"l2"`` or ``"l1"``.
+      eps: radii of the grid, ascending, each > 0, in the units of the inputs; empty: the norm's
+        default grid, scaled by the width of the data's bounds (`for_bounds`).
+      max_examples: test examples attacked, at most, by the grid of radii.
+      batch_size: examples at a time, at most: what bounds the memory.
+      steps: of PGD.
+      restarts: of PGD.
+      distance_examples: examples that Carlini and Wagner's attack is run on, at most.
+      distance_steps: its steps a round.
+      distance_rounds: its rounds of bisection.
+      masking_examples: examples that the masking checks look at, at most.
+      long_steps: steps of their long attack.
+      long_restarts: its restarts.
+      query_steps: steps of their black-box attack.
+      query_draws: pairs of queries in each of these steps.
+      eot_draws: draws a gradient, for a model that is Stochastic.
+      max_scored: examples of each part that are only looked at (accuracy, membership), at most.
+      tell: ``tell(share, text)`` is called by a probe as it goes: the share of it that is done,
+        and what it does next. Says nothing about the result and is not compared.
+
+    Raises:
+      AuditError: if a number is out of range or the norm unknown.
+
+    Example:
+      >>> Budget(norm="l2", eps=(0.5,)).headline_eps
+      0.5
+    """
+
+    name: str = "quick"
+    norm: str = "linf"
+    eps: tuple[float, ...] = ()
+    max_examples: int = 500
+    batch_size: int = 250
+    steps: int = 20
+    restarts: int = 1
+    distance_examples: int = 100
+    distance_steps: int = 100
+    distance_rounds: int = 6
+    masking_examples: int = 100
+    long_steps: int = 100
+    long_restarts: int = 2
+    query_steps: int = 20
+    query_draws: int = 32
+    eot_draws: int = 4
+    max_scored: int = 20_000
+    tell: Callable[[float, str], None] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise AuditError(f"norm must be one of {', '.join(NORMS)} (got {self.norm!r})")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and not (isinstance(value, int) and value >= 1):
+                raise AuditError(f"{field.name} must be a whole number >= 1 (got {value!r})")
+        eps = tuple(sorted({float(e) for e in self.eps}))
+        if not all(math.isfinite(e) and e > 0 for e in eps):
+            raise AuditError(f"every eps must be a number > 0 (got {list(self.eps)})")
+        object.__setattr__(self, "eps", eps)
+
+    @property
+    def headline_eps(self) -> float:
+        """The radius of the summary table: the middle of the grid, the upper of two."""
+        if not self.eps:
+            raise AuditError("the budget has no radii yet; call for_bounds(bounds) first")
+        return self.eps[len(self.eps) // 2]
+
+    def for_bounds(self, bounds: tuple[float, float]) -> "Budget":
+        """The budget with the norm's default radii, scaled to the bounds, if it has none.
+
+        Example:
+          >>> Budget().for_bounds((0.0, 2.0)).eps
+          (0.1, 0.2, 0.3, 0.4)
+        """
+        if self.eps:
+            return self
+        width = bounds[1] - bounds[0]
+        return dataclasses.replace(self, eps=tuple(e * width for e in _EPS[self.norm]))
+
+    def settings(self) -> dict[str, object]:
+        """Everything that decides the result, for the report."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+
+    def say(self, share: float, text: str) -> None:
+        """Says that a share of the probe is done and what comes next."""
+        if self.tell is not None:
+            self.tell(share, text)
+
+
+QUICK = Budget()
+STANDARD_BUDGET = Budget(
+    name="standard",
+    max_examples=2000,
+    steps=50,
+    restarts=3,
+    distance_examples=500,
+    distance_steps=500,
+    distance_rounds=9,
+    masking_examples=200,
+    long_steps=500,
+    long_restarts=5,
+    query_steps=50,
+    query_draws=128,
+    eot_draws=16,
+    max_scored=100_000,
+)
+BUDGETS = {"quick": QUICK, "standard": STANDARD_BUDGET}

@@ -1,0 +1,31 @@
+"""How an audit tells how far it is."""
+
+from typing import Protocol
+
+__all__ = ["Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """Shows how far a piece of work is. Units are about seconds of work on a small machine."""
+
+    def start(self, total: float) -> None:
+        """Begins: there will be ``total`` units."""
+
+    def advance(self, units: float, text: str) -> None:
+        """So many units have been finished since the last call; ``text`` says what runs next."""
+
+    def finish(self) -> None:
+        """Ends, also after an error; called once."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def start(self, total: float) -> None:
+        """Begins."""
+
+    def advance(self, units: float, text: str) -> None:
+        """Goes on."""
+
+    def finish(self) -> None:
+        """Ends."""
