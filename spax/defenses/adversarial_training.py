@@ -362,8 +362,7 @@ def _target(
     frozen = lax.stop_gradient(params)
 
     def outputs(x: Array, key: Key) -> Any:
-        out = apply_fn(frozen, x, train=train, key=key)
-        return out[0] if has_state else out
+        return _split_state(apply_fn(frozen, x, train=train, key=key), has_state)[0]
 
     return Stochastic(outputs) if train else lambda x: outputs(x, key)
 
@@ -372,7 +371,11 @@ def _forward(
     apply_fn: Callable[..., Any], params: PyTree, x: Array, key: Key, has_state: bool
 ) -> tuple[Any, PyTree]:
     """Outputs and new state in training mode."""
-    out = apply_fn(params, x, train=True, key=key)
+    return _split_state(apply_fn(params, x, train=True, key=key), has_state)
+
+
+def _split_state(out: Any, has_state: bool) -> tuple[Any, PyTree]:
+    """``(outputs, new state)``, None for a model without state."""
     if not has_state:
         return out, None
     if not isinstance(out, tuple) or len(out) != 2:
