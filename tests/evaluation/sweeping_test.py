@@ -52,8 +52,8 @@ def test_a_sweep_of_a_linear_model_is_its_closed_form(binary, swept):
 
 def test_neither_batches_nor_parallel_radii_change_the_result(binary, swept):
     _, params, x, y, _ = binary
-    wanted = swept(params, x, y, eps=EPS)
-    for batch_size, parallel in [(1, 1), (4, 2), (10, 5), (11, 3), (1000, 1)]:
+    wanted = jax.jit(swept)(params, x, y, eps=jnp.asarray(EPS, jnp.float32))
+    for batch_size, parallel in [(1, 1), (4, 2), (1000, 5)]:
         run = jax.jit(partial(swept, batch_size=batch_size, parallel=parallel))
         got = run(params, x, y, eps=jnp.asarray(EPS, jnp.float32))
         np.testing.assert_array_equal(got.success, wanted.success)
@@ -63,14 +63,25 @@ def test_neither_batches_nor_parallel_radii_change_the_result(binary, swept):
 
 def test_a_sweep_is_the_attack_at_each_radius(linear):
     apply_fn, params, x, y = linear
-    f = lambda x: apply_fn(params, x)  # noqa: E731
     attack = partial(pgd, steps=3, random_start=False, norm="l2")
-    got = evaluation.sweep(attack, f, x, y, eps=[0.05, 0.2, 0.4], norm="l2")
-    for e, eps in enumerate([0.05, 0.2, 0.4]):
-        x_adv = attack(f, x, y, eps=eps)
-        wanted = evaluation.judge(f, x, x_adv, y, norm="l2", eps=eps)
-        np.testing.assert_array_equal(got.success[e], wanted.success)
-        assert (got.distance <= wanted.distance + 1e-6).all()
+
+    @jax.jit
+    def run(params, x, y, eps):
+        f = lambda x: apply_fn(params, x)  # noqa: E731
+        return evaluation.sweep(attack, f, x, y, eps=eps, norm="l2")
+
+    @jax.jit
+    def alone(params, x, y, eps):
+        f = lambda x: apply_fn(params, x)  # noqa: E731
+        return evaluation.judge(f, x, attack(f, x, y, eps=eps), y, norm="l2", eps=eps)
+
+    grid = jnp.array([0.05, 0.2, 0.4])
+    got = run(params, x, y, grid)
+    wanted = [alone(params, x, y, eps) for eps in grid]
+    np.testing.assert_array_equal(got.success, [w.success for w in wanted])
+    np.testing.assert_allclose(
+        got.distance, np.min([w.distance for w in wanted], axis=0), rtol=1e-5
+    )
 
 
 def test_the_accuracy_never_rises_though_the_attack_misses():
@@ -117,34 +128,47 @@ def test_labels_may_be_any_pytree_and_the_success_targeted(linear):
     wanted = {"target": (y + 1) % 4, "unused": jnp.zeros((8, 2))}
     hits = lambda o, y: o.argmax(1) == y["target"]  # noqa: E731
     attack = lambda f, x, y, *, key, eps: fgsm(f, x, y["target"], eps=eps, targeted=True)  # noqa: E731
-    got = evaluation.sweep(
-        attack, lambda x: apply_fn(params, x), x, wanted,
-        eps=[0.0, 0.5], norm="linf", batch_size=3, targeted=True, criterion=hits,
-    )  # fmt: skip
-    x_adv = fgsm(lambda x: x @ params, x, wanted["target"], eps=0.5, targeted=True)
-    np.testing.assert_array_equal(got.success[1], hits(x_adv @ params, wanted))
+
+    @jax.jit
+    def run(params, x, wanted):
+        f = lambda x: apply_fn(params, x)  # noqa: E731
+        swept = evaluation.sweep(
+            attack, f, x, wanted,
+            eps=[0.0, 0.5], norm="linf", batch_size=3, targeted=True, criterion=hits,
+        )  # fmt: skip
+        return swept.success, hits(f(attack(f, x, wanted, key=None, eps=0.5)), wanted)
+
+    success, alone = run(params, x, wanted)
+    assert not success[0].any()
+    assert success[1].any()
+    np.testing.assert_array_equal(success[1], alone)
 
 
 def test_random_attacks_need_a_key_and_repeat_with_it(binary):
     apply_fn, params, x, y, _ = binary
-    run = partial(
-        evaluation.sweep, partial(pgd, steps=1), lambda x: apply_fn(params, x), x, y,
-        eps=EPS, norm="linf", batch_size=4,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="key"):
-        run()
-    a, b = run(key=jax.random.key(0)), run(key=jax.random.key(0))
-    np.testing.assert_array_equal(a.distance, b.distance)
     noisy = Stochastic(lambda x, key: apply_fn(params, x) + jax.random.normal(key, (1, 2)))
+
+    @jax.jit
+    def run(key):
+        return evaluation.sweep(
+            partial(pgd, steps=1), noisy, x, y, key=key, eps=[0.1] * 20, norm="linf", batch_size=4
+        )
+
     with pytest.raises(ValueError, match="key"):
-        evaluation.sweep(fgsm, noisy, x, y, eps=EPS, norm="linf")
-    got = evaluation.sweep(fgsm, noisy, x, y, eps=EPS, norm="linf", key=jax.random.key(1))
-    assert got.accuracy[0] >= got.accuracy[-1]
+        run(None)
+    a, b = run(jax.random.key(0)), run(jax.random.key(0))
+    np.testing.assert_array_equal(a.distance, b.distance)
+    draws = np.asarray(a.success)
+    assert len({row.tobytes() for row in draws}) > 5  # each radius draws for itself,
+    assert len({column.tobytes() for column in draws.T[[0, 4, 8]]}) == 3  # and each batch
+    with pytest.raises(ValueError, match="key"):
+        evaluation.sweep(pgd, lambda x: x, x, y, eps=EPS, norm="linf")
 
 
 def test_a_sweep_keeps_bfloat16_inside_its_radii(binary, swept):
     _, params, x, y, _ = binary
-    got = swept(params.astype(jnp.bfloat16), x.astype(jnp.bfloat16), y, eps=EPS)
+    run = jax.jit(partial(swept, eps=EPS))
+    got = run(params.astype(jnp.bfloat16), x.astype(jnp.bfloat16), y)
     assert got.invalid.sum() == 0
     assert got.accuracy.dtype == jnp.float32
 
@@ -239,13 +263,21 @@ def test_the_worst_passes_settings_on_and_draws_apart(binary):
         return fgsm(f, x, y, eps=eps)
 
     worst = evaluation.worst_of([note, note])
-    f = lambda x: apply_fn(params, x)  # noqa: E731
-    x_adv = worst(f, x, y, key=jax.random.key(0), eps=0.1)
-    np.testing.assert_array_equal(x_adv, fgsm(f, x, y, eps=0.1))
-    assert not np.array_equal(*keys)
-    got = evaluation.sweep(
-        evaluation.worst_of([fgsm, shift([0.0] * 5)]), f, x, y, eps=EPS, norm="linf"
-    )
+
+    @jax.jit
+    def run(params, x, y, key):
+        f = lambda x: apply_fn(params, x)  # noqa: E731
+        both = evaluation.worst_of([shift([0.0] * 5), fgsm])
+        return (
+            worst(f, x, y, key=key, eps=0.1),
+            fgsm(f, x, y, eps=0.1),
+            keys,
+            evaluation.sweep(both, f, x, y, eps=EPS, norm="linf"),
+        )
+
+    x_adv, wanted, (first, second), got = run(params, x, y, jax.random.key(0))
+    np.testing.assert_array_equal(x_adv, wanted)
+    assert not np.array_equal(first, second)
     np.testing.assert_array_equal(
         got.success, (distance[None, :] < EPS[:, None]) | (distance[None, :] == 0)
     )
@@ -267,11 +299,13 @@ def test_a_compiled_attack_is_the_attack_traced_once(linear):
         return pgd(f, x, y, key=key, eps=0.1, steps=3)
 
     run = evaluation.compile_attack(attack, apply_fn)
+    wanted = jax.jit(
+        lambda p, x, y, key: pgd(lambda x: apply_fn(p, x), x, y, key=key, eps=0.1, steps=3)
+    )
     for scale, seed in [(1.0, 0), (2.0, 1)]:
         key = jax.random.key(seed)
         got = run(params * scale, x, y, key)
-        wanted = pgd(lambda x, s=scale: x @ (params * s), x, y, key=key, eps=0.1, steps=3)
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
+        np.testing.assert_allclose(got, wanted(params * scale, x, y, key), atol=1e-6)
     run(np.asarray(params), np.asarray(x), np.asarray(y), key)  # arrays of NumPy are the same
 
 
