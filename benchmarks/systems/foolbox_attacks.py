@@ -1,0 +1,42 @@
+"""Foolbox's attacks, for any of its frameworks."""
+
+from foolbox.attacks import L2CarliniWagnerAttack, LinfPGD
+
+from benchmarks.systems import Job
+
+PACKAGES = ("foolbox", "eagerpy", "numpy")
+
+
+def _job(attack, model, x, y, eps, finish):
+    def run(_):
+        _, clipped, _ = attack(model, x, y, epsilons=eps)
+        return finish(clipped)
+
+    return run
+
+
+def pgd_linf(model, x, y, finish, read, *, eps, step_size, steps, **_):
+    attack = LinfPGD(abs_stepsize=step_size, steps=steps, random_start=True)
+    return Job(_job(attack, model, x, y, eps, finish), lambda out: {"x_adv": read(out)})
+
+
+def eps_sweep(model, x, y, finish, read, *, eps, share, steps, **_):
+    """One call for the whole grid: Foolbox takes it, and repeats the attack inside."""
+    attack = LinfPGD(rel_stepsize=share, steps=steps, random_start=True)
+    run = _job(attack, model, x, y, eps, lambda all_: [finish(one) for one in all_])
+    return Job(run, lambda out: {"x_adv": [read(one) for one in out]})
+
+
+def carlini_wagner_l2(
+    model, x, y, finish, read, *, steps, search_steps, step_size, confidence, initial_const,
+    abort_early, **_,
+):  # fmt: skip
+    attack = L2CarliniWagnerAttack(
+        binary_search_steps=search_steps,
+        steps=steps,
+        stepsize=step_size,
+        confidence=confidence,
+        initial_const=initial_const,
+        abort_early=abort_early,
+    )
+    return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})

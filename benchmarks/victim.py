@@ -1,0 +1,148 @@
+"""The model under attack: a convolutional MNIST network of 207,000 parameters.
+
+Trained once and kept, with the images to attack and their logits, in one npz file: every system
+reads the same weights from it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+CACHE = pathlib.Path(__file__).parent / ".cache"
+CHANNELS, HIDDEN, CLASSES = (16, 32), 128, 10
+SIDE = 28
+
+
+def init(key):
+    """He-normal weights, zero biases."""
+    first, second = CHANNELS
+    shapes = {
+        "conv1": (3, 3, 1, first),
+        "conv2": (3, 3, first, second),
+        "dense1": (second * (SIDE // 4) ** 2, HIDDEN),
+        "dense2": (HIDDEN, CLASSES),
+    }
+    params = {}
+    for name, shape in shapes.items():
+        key, subkey = jax.random.split(key)
+        scale = np.sqrt(2 / np.prod(shape[:-1]))
+        params[f"{name}/kernel"] = scale * jax.random.normal(subkey, shape)
+        params[f"{name}/bias"] = jnp.zeros(shape[-1])
+    return params
+
+
+def apply_fn(params, x):
+    """Logits [B, 10] of images [B, 28, 28, 1]: two 3x3 convolutions of stride 2, two dense layers.
+
+    Strides, as in `spax.nets.CNN`, and not pooling: the derivative of `lax.reduce_window` is so
+    slow on CPUs that it would hide whatever an attack adds to it.
+    """
+    for name in ("conv1", "conv2"):
+        x = lax.conv_general_dilated(
+            x,
+            params[f"{name}/kernel"],
+            window_strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.nn.relu(x + params[f"{name}/bias"][None, None, None, :])
+    x = x.reshape(x.shape[0], -1)
+    x = jax.nn.relu(x @ params["dense1/kernel"] + params["dense1/bias"][None, :])
+    return x @ params["dense2/kernel"] + params["dense2/bias"][None, :]
+
+
+def _data(quick):
+    # Imported here so that a peer's environment, without spax, can import `apply_fn` and `load`.
+    from spax import datasets
+
+    folder = os.environ.get("SPAX_DATA")
+    if folder and not quick:
+        return datasets.load_npz(pathlib.Path(folder) / "mnist.npz")
+    data = datasets.digits()
+
+    def enlarge(x):
+        return np.clip(jax.image.resize(x, (len(x), SIDE, SIDE, 1), "linear"), 0, 1)
+
+    return dataclasses.replace(data, x_train=enlarge(data.x_train), x_test=enlarge(data.x_test))
+
+
+def _train(x, y, epochs, batch_size=128, learning_rate=1e-3):
+    import optax
+
+    steps = epochs * (len(x) // batch_size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    @jax.jit
+    def update(params, opt_state, x, y):
+        def loss_fn(params):
+            logits = apply_fn(params, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = init(jax.random.key(0))
+    opt_state = optimizer.init(params)
+    rng = np.random.default_rng(0)
+    for _ in range(epochs):
+        order = rng.permutation(len(x))
+        for start in range(0, len(x) - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size]
+            params, opt_state = update(params, opt_state, x[rows], y[rows])
+    return params
+
+
+def prepare(quick, examples=1000):
+    """The path of the npz file with the weights, the images to attack, their labels and logits.
+
+    MNIST where the variable SPAX_DATA names the folder with mnist.npz; otherwise, and when quick,
+    the embedded digits enlarged to the same size: as good for timing. All images are classified
+    correctly; where there are too few, they repeat.
+    """
+    data = _data(quick)
+    path = CACHE / f"victim-{data.name}.npz"
+    if not path.exists():
+        params = _train(data.x_train, data.y_train, epochs=2 if len(data.x_train) > 10_000 else 20)
+        predict = jax.jit(apply_fn)
+        logits = np.concatenate([predict(params, x) for x in np.array_split(data.x_test, 10)])
+        right = np.argmax(logits, axis=1) == data.y_test
+        rows = np.resize(np.flatnonzero(right), examples)
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=CACHE, suffix=".npz", delete=False) as file:
+            np.savez(
+                file,
+                x=data.x_test[rows],
+                y=data.y_test[rows],
+                logits=logits[rows],
+                accuracy=right.mean(),
+                **params,
+            )
+        os.replace(file.name, path)  # two scripts started together must not read half a file
+    return path
+
+
+def load(path, batch_size):
+    """(params, x, y) of the first ``batch_size`` images, as NumPy arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        params = {name: file[name] for name in file.files if "/" in name}
+        return params, file["x"][:batch_size], file["y"][:batch_size]
+
+
+def judged(path, x_adv, *, norm, eps=None):
+    """(success, distance), [B] each, of what any system returned, by the one judge."""
+    from spax.evaluation import judge
+
+    params, x, y = load(path, len(x_adv))
+    found = judge(lambda x: apply_fn(params, x), x, x_adv, y, norm=norm, eps=eps)
+    return np.asarray(found.success), np.asarray(found.distance)
+
+
+def success(path, x_adv, *, norm, eps):
+    """The share of the images that a system fooled."""
+    return float(judged(path, x_adv, norm=norm, eps=eps)[0].mean())
