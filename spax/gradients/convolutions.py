@@ -138,7 +138,8 @@ def _rewrite_eqn(eqn: core.JaxprEqn) -> core.JaxprEqn:
             *(v.aval for v in eqn.invars), tuple(sorted(eqn.params.items())), eqn.ctx
         )
         return eqn.replace(primitive=call.primitive, params=call.params)
-    if eqn.primitive in _HIGHER_ORDER:
+    # A choice by platform stays, be it ours (rewriting twice is rewriting once) or the caller's.
+    if eqn.primitive in _HIGHER_ORDER and not eqn.params.get("branches_platforms"):
         params = {name: _rewrite_param(value) for name, value in eqn.params.items()}
         if any(params[name] is not value for name, value in eqn.params.items()):
             return eqn.replace(params=params)

@@ -167,6 +167,12 @@ def test_other_platforms_keep_the_original():
     assert CANONICAL not in want
 
 
+def test_twice_is_once():
+    once = canonical_convolutions(jax.grad(loss))
+    twice = canonical_convolutions(once)
+    assert str(jax.make_jaxpr(twice)(W, X)) == str(jax.make_jaxpr(once)(W, X))
+
+
 @jax.custom_vjp
 def negated_gradient(w, x):
     return lax.conv(x, w, (1, 1), "SAME")
