@@ -1,0 +1,11 @@
+"""What an audit measures: one probe a file, ``(models, data, budget, key) -> Section``."""
+
+from spax.audit.probes.clean import clean
+from spax.audit.probes.distance import distance
+from spax.audit.probes.masking import masking
+from spax.audit.probes.membership import membership
+from spax.audit.probes.robustness import robustness
+
+__all__ = ["STANDARD", "clean", "distance", "masking", "membership", "robustness"]
+
+STANDARD = (clean, robustness, distance, masking, membership)

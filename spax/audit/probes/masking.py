@@ -1,0 +1,386 @@
+"""Whether robust accuracy can be believed: signs that the attacks failed and not the defence won.
+
+Each check compares what the gradient attack found with something that must not do better if
+gradients are useful (Athalye et al. 2018, arXiv:1802.00420, Section 3.1; Carlini et al. 2019,
+arXiv:1902.06705). A sign is reported where chance explains it in less than one case of a hundred.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spax.audit.budget import Budget
+from spax.audit.data import in_batches, sample
+from spax.audit.model import Model, per_architecture
+from spax.audit.probes.robustness import hook
+from spax.audit.sections import Measurement, Plot, Section, Series, Verdict
+from spax.datasets import Dataset
+from spax.evaluation import binomial_interval, judge, sweep
+from spax.evasion import pgd
+from spax.gradients import spsa
+from spax.losses import cross_entropy, margin, misclassified
+from spax.norms import sample as sample_ball
+from spax.typing import Array, Key, Stochastic, call
+
+__all__ = ["masking"]
+
+_TRUSTED = 0.01
+"""Largest probability of a sign by chance, and largest share of examples that may fail a check."""
+
+_RADII = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """One check of one model: what it is called, whether it found a sign, and what it says."""
+
+    name: str
+    sign: bool
+    text: str
+
+
+def masking(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -> Section:
+    """Checks each model for gradient masking, and gives the verdict on its robust accuracy.
+
+    The signs: a black-box attack (SPSA, or points made on the other models) or a longer attack
+    beats the gradient attack; its success stays below 100 % when the ball has grown to the whole
+    box; gradients are zero or not finite; the model returns probabilities, so that the loss
+    saturates (then ``log(p)`` is attacked too).
+
+    Args:
+      models: the models by name.
+      data: test examples.
+      budget: the radius ``headline_eps``, and the sizes of the attacks.
+      key: a random key.
+
+    Returns:
+      The section "masking", whose verdict "robustness" of a model is "ok" or "failure".
+    """
+    budget = budget.for_bounds(data.bounds)
+    key_sample, key_attack, key_log, key_transfer = jax.random.split(key, 4)
+    x, y = sample(data.x_test, data.y_test, budget.masking_examples, key_sample)
+    radii = _growing_radii(x, data.bounds, budget)
+    program = per_architecture(partial(_attack, radii=radii, budget=budget, bounds=data.bounds))
+    of_log = per_architecture(partial(_attack_log, budget=budget, bounds=data.bounds))
+    look = per_architecture(lambda f, x, y, key: misclassified(call(f, x, key), y))
+
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for i, (name, model) in enumerate(models.items()):
+        budget.say(i / len(models), f"masking checks of {name}")
+        run = partial(in_batches, y=y, batch_size=budget.batch_size)
+        found[name] = dict(run(partial(program, model), x, key=key_attack))
+        if _are_probabilities(found[name]["outputs"]):
+            found[name]["log"] = run(partial(of_log, model), x, key=key_log)
+    for name, model in models.items():
+        run = partial(in_batches, y=y, batch_size=budget.batch_size, key=key_transfer)
+        found[name]["transfer"] = np.zeros(len(x), bool)
+        for other, f in found.items():
+            if other != name:
+                found[name]["transfer"] |= run(partial(look, model), f["x_adv"])
+
+    measurements: list[Measurement] = []
+    verdicts: list[Verdict] = []
+    for name, f in found.items():
+        checks = _checks(f, budget, alone=len(models) == 1)
+        verdicts.append(_overall(name, checks))
+        verdicts += [
+            Verdict(name, c.name, "failure" if c.sign else "ok", c.text) for c in checks
+        ]
+        measurements += _measurements(name, f, budget)
+    return Section(
+        "masking",
+        "Can the robust accuracy be trusted?",
+        text="Where gradients are hidden, attacks fail and the model only looks robust. A model "
+        "without a sign may still hide them from these checks.",
+        measurements=tuple(measurements),
+        verdicts=tuple(verdicts),
+        plots=(
+            Plot(
+                "Success of PGD as the ball grows to the whole box",
+                f"eps ({budget.norm})",
+                "share misclassified",
+                tuple(_growth(name, f, radii) for name, f in found.items()),
+                log="x",
+                caption="The last radius is the diameter of the box: there an attack that is not "
+                "misled reaches 100 %.",
+            ),
+        ),
+    )
+
+
+def _corner(size: int, norm: str) -> float:
+    """Norm of a vector of ones."""
+    return {"linf": 1.0, "l2": size**0.5, "l1": float(size)}[norm]
+
+
+def _growing_radii(x: np.ndarray, bounds: tuple[float, float], budget: Budget) -> tuple[float, ...]:
+    """From the headline radius to the diameter of the box, in geometric steps."""
+    diameter = _corner(x[0].size, budget.norm) * (bounds[1] - bounds[0])
+    first = min(budget.headline_eps, diameter)
+    return tuple(float(r) for r in np.geomspace(first, diameter, _RADII))
+
+
+def _attack(
+    logits_fn: Any,
+    x: Array,
+    y: Array,
+    key: Key,
+    *,
+    radii: tuple[float, ...],
+    budget: Budget,
+    bounds: Any,
+) -> Mapping[str, Array]:
+    """What each attack achieves on one batch; all but ``growing`` at the first radius."""
+    keys = iter(jax.random.split(key, 8))
+    eps, norm = radii[0], budget.norm
+    common = {"norm": norm, "bounds": bounds}
+    gradient = hook(logits_fn, budget)
+
+    def succeeds(x_adv: Array) -> Array:
+        return judge(logits_fn, x, x_adv, y, key=next(keys), eps=eps, **common).success
+
+    growing = sweep(
+        partial(pgd, steps=budget.steps, gradient=gradient, **common),
+        logits_fn,
+        x,
+        y,
+        key=next(keys),
+        eps=radii,
+        **common,
+    )
+    longer = pgd(
+        logits_fn,
+        x,
+        y,
+        key=next(keys),
+        eps=eps,
+        steps=budget.long_steps,
+        restarts=budget.long_restarts,
+        gradient=gradient,
+        **common,
+    )
+    # Directions of signs whose length is half the radius: fine structure is averaged out.
+    half = eps / (2 * _corner(x[0].size, norm))
+    query = pgd(
+        logits_fn,
+        x,
+        y,
+        key=next(keys),
+        eps=eps,
+        steps=budget.query_steps,
+        loss=margin,
+        gradient=spsa(budget.query_draws, half),
+        **common,
+    )
+    # Where PGD starts: at x itself a symmetry may make a gradient zero.
+    key_start, key_look = jax.random.split(next(keys))
+    start = jnp.clip(x + sample_ball(key_start, x, eps, norm), *bounds)
+
+    def loss(z: Array, key: Key) -> tuple[Array, Array]:
+        outputs = call(logits_fn, z, key)
+        return cross_entropy(outputs, y), outputs
+
+    _, grad, outputs = gradient(Stochastic(loss), start, key_look)
+    flat = grad.reshape(len(x), -1)
+    return {
+        "growing": growing.success.T,
+        "longer": succeeds(longer),
+        "query": succeeds(query),
+        "x_adv": longer,
+        "dead": ~jnp.isfinite(flat).all(axis=1) | (flat == 0).all(axis=1),
+        "outputs": outputs,
+    }
+
+
+def _attack_log(
+    logits_fn: Any, x: Array, y: Array, key: Key, *, budget: Budget, bounds: Any
+) -> Array:
+    """Success against a model of probabilities of PGD on their logarithms, the lost logits."""
+    key_attack, key_judge = jax.random.split(key)
+
+    def log(p: Array) -> Array:
+        return jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny))
+
+    if isinstance(logits_fn, Stochastic):
+        log_fn: Any = Stochastic(lambda x, key: log(call(logits_fn, x, key)))
+    else:
+        log_fn = lambda x: log(logits_fn(x))  # noqa: E731
+    ball = {"eps": budget.headline_eps, "norm": budget.norm, "bounds": bounds}
+    x_adv = pgd(
+        log_fn,
+        x,
+        y,
+        key=key_attack,
+        steps=budget.steps,
+        restarts=budget.long_restarts,
+        gradient=hook(logits_fn, budget),
+        **ball,
+    )
+    return judge(logits_fn, x, x_adv, y, key=key_judge, **ball).success
+
+
+def _are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether every row is a probability distribution."""
+    p = np.asarray(outputs, np.float64)
+    return bool((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-2))
+
+
+def _beats(rival: np.ndarray, base: np.ndarray) -> bool:
+    """McNemar's exact test, one-sided: the rival succeeds where the other fails, not by chance."""
+    from scipy.stats import binomtest
+
+    gained, lost = int((rival & ~base).sum()), int((base & ~rival).sum())
+    if not gained:
+        return False
+    return bool(binomtest(gained, gained + lost, alternative="greater").pvalue < _TRUSTED)
+
+
+def _frequent(bad: np.ndarray) -> bool:
+    """Whether more than a hundredth of all examples is bad, with confidence 97.5 %."""
+    return bool(binomial_interval(int(bad.sum()), len(bad))[0] > _TRUSTED)
+
+
+def _percent(successes: np.ndarray) -> str:
+    return f"{100 * successes.mean():.0f} %"
+
+
+def _checks(found: Mapping[str, np.ndarray], budget: Budget, *, alone: bool) -> list[_Check]:
+    base, box = found["growing"][:, 0], found["growing"][:, -1]
+    queries = found["query"] | found["transfer"]
+    how = "SPSA" if alone else "SPSA or points made on the other models"
+    dead = found["dead"]
+    checks = [
+        _Check(
+            "black_box",
+            _beats(queries, base),
+            f"without gradients ({how}) {_percent(queries)} are fooled, "
+            f"with gradients (PGD) {_percent(base)}",
+        ),
+        _Check(
+            "longer_attack",
+            _beats(found["longer"], base),
+            f"{budget.long_restarts} x {budget.long_steps} steps fool {_percent(found['longer'])}, "
+            f"{budget.steps} steps {_percent(base)}",
+        ),
+        _Check(
+            "whole_box",
+            _frequent(~box),
+            f"{_percent(box)} are fooled when the ball is the whole box",
+        ),
+        _Check(
+            "gradients",
+            _frequent(dead),
+            f"the gradient is zero or not finite on {_percent(dead)} of the examples",
+        ),
+    ]
+    if "log" in found:
+        checks.append(
+            _Check(
+                "probabilities",
+                True,
+                "the model returns probabilities, where the loss saturates; on log(p) PGD fools "
+                f"{_percent(found['log'])}, on p {_percent(base)}; return the logits",
+            )
+        )
+    return checks
+
+
+def _overall(name: str, checks: list[_Check]) -> Verdict:
+    signs = [check.text for check in checks if check.sign]
+    if not signs:
+        return Verdict(
+            name, "robustness", "ok", f"no sign of gradient masking in {len(checks)} checks"
+        )
+    return Verdict(name, "robustness", "failure", "robustness not trustworthy: " + "; ".join(signs))
+
+
+def _measurements(
+    name: str, found: Mapping[str, np.ndarray], budget: Budget
+) -> list[Measurement]:
+    eps, n = budget.headline_eps, len(found["dead"])
+    settings = {"eps": eps, "norm": budget.norm, "examples": n}
+    attacks = {
+        "pgd": (found["growing"][:, 0], "PGD as in the robust accuracy", {"steps": budget.steps}),
+        "longer": (
+            found["longer"],
+            "a longer PGD with restarts",
+            {"steps": budget.long_steps, "restarts": budget.long_restarts},
+        ),
+        "spsa": (
+            found["query"],
+            "PGD along gradients estimated from queries (SPSA) of the margin",
+            {"steps": budget.query_steps, "draws": budget.query_draws},
+        ),
+    }
+    if found["transfer"].any():
+        attacks["transfer"] = (found["transfer"], "the longer PGD's points on the other models", {})
+    if "log" in found:
+        attacks["log"] = (
+            found["log"],
+            "PGD on the logarithm of the probabilities",
+            {"steps": budget.steps, "restarts": budget.long_restarts},
+        )
+    attacks["all"] = (
+        np.any([success for success, _, _ in attacks.values()], axis=0),
+        "any of the attacks of this section",
+        {},
+    )
+    rows = [
+        _share(
+            name,
+            "checked_robust_accuracy",
+            ~success,
+            f"Share of test examples classified correctly and not fooled within eps by {what}.",
+            settings | {"attack": attack} | numbers,
+        )
+        for attack, (success, what, numbers) in attacks.items()
+    ]
+    rows.append(
+        _share(
+            name,
+            "whole_box_success",
+            found["growing"][:, -1],
+            "Share of test examples that PGD makes misclassified when the ball is the whole box.",
+            {"attack": "pgd", "norm": budget.norm, "steps": budget.steps, "examples": n},
+        )
+    )
+    rows.append(
+        _share(
+            name,
+            "dead_gradients",
+            found["dead"],
+            "Share of test examples, each moved to a random point of the ball, where the gradient "
+            "of the cross-entropy is zero or not finite.",
+            settings,
+        )
+    )
+    return rows
+
+
+def _share(
+    model: str, name: str, yes: np.ndarray, definition: str, settings: Mapping[str, Any]
+) -> Measurement:
+    low, high = binomial_interval(int(yes.sum()), len(yes))
+    return Measurement(
+        model,
+        name,
+        float(yes.mean()),
+        definition + " With its 95 % Clopper-Pearson interval.",
+        float(low),
+        float(high),
+        settings,
+        kind="share",
+    )
+
+
+def _growth(
+    name: str, found: Mapping[str, np.ndarray], radii: tuple[float, ...]
+) -> Series:
+    share = found["growing"].mean(axis=0)
+    low, high = binomial_interval(found["growing"].sum(axis=0), len(found["growing"]))
+    return Series(name, radii, *(tuple(map(float, v)) for v in (share, low, high)))
