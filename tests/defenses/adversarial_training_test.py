@@ -16,7 +16,9 @@ from spax.defenses import (
     truncated_normal_eps,
 )
 from spax.evasion import bim, fgsm, pgd
-from spax.losses import cross_entropy
+from spax.gradients import canonical_convolutions
+from spax.losses import cross_entropy, dlr, margin, misclassified
+from spax.nets import CNN
 from spax.typing import Stochastic
 
 KEY = jax.random.key(0)
@@ -367,6 +369,111 @@ def test_training_loop_with_batch_norm_and_dropout(digits, model, name):
     # the running statistics serve in evaluation: clean digits are classified
     logits, _ = bind(new_stats)(params, jnp.asarray(digits.x_test), train=False, key=KEY)
     assert (np.argmax(logits, axis=1) == digits.y_test).mean() > 0.85
+
+
+# ------------------------------------------------------------------------------ robustness
+
+
+def train_cnn(net, objective, digits, *, epochs):
+    """Digits, one scan: Adam with a cosine schedule from 6e-3, batches of 64, a ramp of eps."""
+    x, y = jnp.asarray(digits.x_train), jnp.asarray(digits.y_train)
+    per_epoch = len(x) // 64
+    total = epochs * per_epoch
+    optimizer = optax.adam(optax.cosine_decay_schedule(6e-3, total))
+
+    @jax.jit
+    def train(x, y, key):
+        key_init, key_order, key_steps = jax.random.split(key, 3)
+        params = net.init(key_init, x[:1])
+        orders = jax.vmap(lambda k: jax.random.permutation(k, len(x)))(
+            jax.random.split(key_order, epochs)
+        )
+        batches = orders[:, : per_epoch * 64].reshape(total, 64)
+
+        def step(carry, now):
+            params, state = carry
+            i, rows, key = now
+            ramp = jnp.minimum(1, (i + 1) / (0.25 * total))
+            grad = canonical_convolutions(jax.grad(objective(ramp), has_aux=True))
+            grads, terms = grad(params, (x[rows], y[rows]), key)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), terms
+
+        now = jnp.arange(total, dtype=jnp.float32), batches, jax.random.split(key_steps, total)
+        return jax.lax.scan(step, (params, optimizer.init(params)), now)[0][0]
+
+    return train(x, y, KEY)
+
+
+def robust_accuracies(net, params, digits, eps, restarts=2):
+    """Clean accuracy, and what FGSM, PGD and the worst of three PGDs leave of it."""
+    x, y = jnp.asarray(digits.x_test), jnp.asarray(digits.y_test)
+
+    @jax.jit
+    def measure(params, x, y, key):
+        model = functools.partial(net.apply, params)
+        attack = functools.partial(pgd, eps=eps, steps=50, restarts=restarts)
+        points = [x, fgsm(model, x, y, eps=eps)] + [
+            attack(model, x, y, key=key, loss=loss) for loss in (cross_entropy, margin, dlr)
+        ]
+        wrong = jnp.stack([misclassified(model(v), y) for v in points])
+        return 1 - wrong[:3].mean(axis=1), 1 - wrong.any(axis=0).mean()
+
+    single, worst = measure(params, x, y, jax.random.key(9))
+    return dict(zip(("clean", "fgsm", "pgd"), single.tolist(), strict=True)) | {
+        "worst": float(worst)
+    }
+
+
+@pytest.mark.slow
+def test_adversarial_training_makes_a_cnn_robust(digits):
+    net, eps = CNN((32, 64), 64), 0.15
+
+    def apply_fn(params, x, *, train, key):
+        return net.apply(params, x)
+
+    def madry(ramp):
+        return adversarial_loss(
+            apply_fn, functools.partial(pgd, eps=eps * ramp, steps=5), alpha=0.0
+        )
+
+    def trades(ramp):
+        return trades_loss(apply_fn, eps=eps * ramp, beta=6.0, steps=5)
+
+    objectives = {
+        "plain": (lambda _: adversarial_loss(apply_fn, lambda f, x, y, *, key: x, alpha=0.0), 20),
+        "madry": (madry, 40),
+        "trades": (trades, 40),
+    }
+    found = {}
+    for name, (objective, epochs) in objectives.items():
+        params = train_cnn(net, objective, digits, epochs=epochs)
+        found[name] = robust_accuracies(net, params, digits, eps, restarts=5)
+        print(name, {k: round(v, 3) for k, v in found[name].items()})
+    assert found["plain"]["clean"] > 0.97
+    for name in ("madry", "trades"):
+        assert found[name]["clean"] > 0.97
+        assert found[name]["pgd"] > found["plain"]["pgd"] + 0.3
+        assert found[name]["worst"] > found["plain"]["worst"] + 0.3
+        # no masking: one step does not beat many
+        assert found[name]["fgsm"] >= found[name]["pgd"]
+
+
+@pytest.mark.slow
+def test_the_honest_figure_of_one_step_training(digits):
+    # Trained on FGSM alone the network resists FGSM, and PGD much less.
+    net, eps = CNN((32, 64), 64), 0.25
+
+    def apply_fn(params, x, *, train, key):
+        return net.apply(params, x)
+
+    def objective(ramp):
+        return adversarial_loss(apply_fn, functools.partial(fgsm, eps=eps * ramp), alpha=0.5)
+
+    params = train_cnn(net, objective, digits, epochs=40)
+    found = robust_accuracies(net, params, digits, eps)
+    print({k: round(v, 3) for k, v in found.items()})
+    assert found["fgsm"] > found["pgd"] + 0.3
 
 
 # ---------------------------------------------------------------------------------- errors
