@@ -7,7 +7,8 @@ from spax.evaluation.accuracy import (
     binomial_interval,
     radius_curve,
 )
-from spax.evaluation.judging import Description, Judgement, describe, judge
+from spax.evaluation.describing import Description, describe
+from spax.evaluation.judging import Judgement, judge
 from spax.evaluation.sweeping import Sweep, compile_attack, sweep, worst_of
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The one judge of all attacks: what an attack claims is computed again from its points."""
+"""The one judge of all attacks: success and distance are computed again from their points."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spax.checks import check_batch, check_key, check_number, is_concrete
+from spax.checks import check_batch, check_key, check_number
 from spax.losses import hits, misclassified
 from spax.norms import box
 from spax.norms import norm as norm_of
@@ -26,10 +26,10 @@ from spax.typing import (
 
 __all__ = [
     "SLACK",
-    "Description",
     "Judgement",
+    "Verdict",
+    "check_judged",
     "check_point",
-    "describe",
     "examine",
     "judge",
     "lacks_prediction",
@@ -115,9 +115,10 @@ def check_point(x: Array, x_adv: Array) -> None:
         raise ValueError(f"x_adv must have the shape of x, {x.shape} (got {jnp.shape(x_adv)})")
 
 
-def _check(
+def check_judged(
     logits_fn: Model, x: Array, x_adv: Array, y: PyTree, key: Any, eps: Any, bounds: Bounds
 ) -> None:
+    """The checks of `judge` and of what counts its verdicts."""
     check_batch(x, y, bounds)
     check_point(x, x_adv)
     if eps is not None:
@@ -183,7 +184,7 @@ def judge(
       >>> judge(lambda x: x, x, x_adv, jnp.array([0, 0]), norm="l1").success.tolist()
       [False, True]
     """
-    _check(logits_fn, x, x_adv, y, key, eps, bounds)
+    check_judged(logits_fn, x, x_adv, y, key, eps, bounds)
     seen = examine(
         call(logits_fn, x_adv, key),
         x,
@@ -196,127 +197,3 @@ def judge(
         criterion=criterion,
     )
     return Judgement(seen.success, jnp.where(seen.success, seen.measured, jnp.inf))
-
-
-class Description(NamedTuple):
-    """Judged points, counted. Distances are over those of the initially right that were fooled."""
-
-    n: int
-    initially_wrong: int  # succeed as they are: no merit of the attack
-    fooled: int  # of the n - initially_wrong others
-    share: float  # fooled / (n - initially_wrong)
-    low: float  # its Clopper-Pearson interval, 95 %
-    high: float
-    median_distance: float
-    mean_distance: float
-    max_distance: float
-    not_finite: int  # of all n points, as are the next three
-    out_of_bounds: int
-    out_of_ball: int
-    no_prediction: int  # the model's outputs have a NaN
-
-    def __str__(self) -> str:
-        right = self.n - self.initially_wrong
-        text = (
-            f"{self.fooled} of {right} fooled ({100 * self.share:.1f} %, "
-            f"95 % interval {100 * self.low:.1f} to {100 * self.high:.1f})"
-        )
-        if self.fooled:
-            text += f", median distance {self.median_distance:.4g}"
-        if self.initially_wrong:
-            text += f"; {self.initially_wrong} wrong from the start"
-        refused = {
-            "not finite": self.not_finite,
-            "out of bounds": self.out_of_bounds,
-            "beyond eps": self.out_of_ball,
-            "without a prediction": self.no_prediction,
-        }
-        return text + "".join(f"; {count} {why}" for why, count in refused.items() if count)
-
-
-def describe(
-    logits_fn: Model,
-    x: Array,
-    x_adv: Array,
-    y: PyTree,
-    *,
-    key: Key | None = None,
-    norm: str,
-    eps: Number | None = None,
-    bounds: Bounds = (0.0, 1.0),
-    targeted: bool = False,
-    criterion: Criterion | None = None,
-) -> Description:
-    """Counts what `judge` decides: successes, distances, and every reason for a refusal.
-
-    Inputs that satisfy the criterion as they are, or on which the model has no prediction, are
-    counted apart, so that they flatter neither the success nor the distances.
-
-    Args:
-      logits_fn: as for `judge`, and so are the rest.
-      x: the inputs ``[B, ...]``.
-      x_adv: the points to judge.
-      y: labels or wanted labels.
-      key: a random key, for a Stochastic model: the inputs and the points are seen once each.
-      norm: of the distance.
-      eps: largest distance allowed.
-      bounds: valid range.
-      targeted: whether ``y`` are wanted labels.
-      criterion: ``(outputs, y) -> bool [B]``.
-
-    Returns:
-      `Description`, Python numbers; ``str`` of it is a sentence and ``_asdict()`` a dict. Shares
-      and distances of nothing are NaN.
-
-    Raises:
-      ValueError: as `judge`.
-      TypeError: on traced values.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> x, x_adv = jnp.array([[0.6, 0.4], [0.6, 0.4]]), jnp.array([[0.3, 0.4], [0.6, 1.5]])
-      >>> print(describe(lambda x: x, x, x_adv, jnp.array([0, 0]), norm="linf"))
-      1 of 2 fooled (50.0 %, 95 % interval 1.3 to 98.7), median distance 0.3; 1 out of bounds
-    """
-    from spax.evaluation.accuracy import binomial_interval
-
-    if not is_concrete((x, x_adv, y)):
-        raise TypeError("describe gives Python numbers: call it outside jit (got a traced value)")
-    _check(logits_fn, x, x_adv, y, key, eps, bounds)
-    key_before, key_after = (None, None) if key is None else jax.random.split(key)
-
-    def look(z: Array, key: Key | None) -> Verdict:
-        return examine(
-            call(logits_fn, z, key),
-            x,
-            z,
-            y,
-            norm=norm,
-            eps=eps,
-            bounds=bounds,
-            targeted=targeted,
-            criterion=criterion,
-        )
-
-    before, after = look(x, key_before), look(x_adv, key_after)
-    wrong = np.asarray(before.fooled | ~before.predicted)
-    fooled = np.asarray(after.success) & ~wrong
-    distances = np.asarray(after.measured, np.float64)[fooled]
-    right = int((~wrong).sum())
-    low, high = binomial_interval(fooled.sum(), right) if right else (0.0, 1.0)
-    finite = np.asarray(after.finite)
-    return Description(
-        n=wrong.size,
-        initially_wrong=int(wrong.sum()),
-        fooled=int(fooled.sum()),
-        share=float(fooled.sum() / right) if right else float("nan"),
-        low=float(low),
-        high=float(high),
-        median_distance=float(np.median(distances)) if distances.size else float("nan"),
-        mean_distance=float(np.mean(distances)) if distances.size else float("nan"),
-        max_distance=float(np.max(distances)) if distances.size else float("nan"),
-        not_finite=int((~finite).sum()),
-        out_of_bounds=int((finite & ~np.asarray(after.in_bounds)).sum()),
-        out_of_ball=int((finite & ~np.asarray(after.in_ball)).sum()),
-        no_prediction=int((finite & ~np.asarray(after.predicted)).sum()),
-    )

@@ -135,7 +135,7 @@ def epsilon_lower_bound(
 
     References:
       M. Jagielski, J. Ullman, A. Oprea, Auditing differentially private machine learning: how
-      private is private SGD?, 2020, arXiv:2006.07709 (their estimate, with both lines of the trade-off).
+      private is private SGD?, 2020, arXiv:2006.07709 (here with both lines of the trade-off).
     """
     check_number("delta", delta, low=0, high=1)
     tpr, _ = binomial_interval(true_positives, members, confidence)

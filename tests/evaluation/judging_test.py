@@ -147,29 +147,6 @@ def test_a_stochastic_model_is_judged_on_one_draw_of_the_key():
     np.testing.assert_array_equal(got.success, noisy(X, key).argmax(1) != Y)
 
 
-def test_a_description_counts_apart_what_was_wrong_from_the_start():
-    y = Y.at[0].set(1 - Y[0])
-    z, distance = nearest(X, "l2", 1.001)
-    z = z.at[3].set(X[3])
-    got = evaluation.describe(binary, X, z, y, norm="l2", eps=1.0)
-    assert (got.n, got.initially_wrong, got.fooled) == (4, 1, 2)
-    assert got.share == pytest.approx(2 / 3)
-    assert (got.low, got.high) == pytest.approx(evaluation.binomial_interval(2, 3))
-    assert got.median_distance == pytest.approx(float(distance[1:3].mean()), rel=2e-3)
-    assert got.max_distance == pytest.approx(float(distance[1:3].max()), rel=2e-3)
-    assert str(got).startswith("2 of 3 fooled (66.7 %, 95 % interval 9.4 to 99.2), median distance")
-    assert str(got).endswith("; 1 wrong from the start")
-
-
-def test_a_description_of_nothing_right_says_so():
-    got = evaluation.describe(binary, X, X, 1 - Y, norm="l2")
-    assert got.initially_wrong == 4
-    assert np.isnan(got.share)
-    assert (got.low, got.high) == (0, 1)
-    with pytest.raises(TypeError, match="outside jit"):
-        jax.jit(lambda x: evaluation.describe(binary, x, x, Y, norm="l2"))(X)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

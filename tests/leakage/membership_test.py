@@ -228,15 +228,13 @@ def test_the_metrics_say_that_they_belong_outside_jit():
 
 
 @pytest.fixture(scope="module")
-def trained(digits):
-    """An MLP fitted without restraint to the first 400 training digits, on noisy labels."""
+def overfit(digits):
+    """Fits an MLP without restraint to 400 digits, a share of whose labels is random."""
     import optax
 
     from spax import nets
 
-    x, y = jnp.asarray(digits.x_train[:800]), np.asarray(digits.y_train[:800])
-    rng = np.random.default_rng(0)
-    y = jnp.asarray(np.where(rng.uniform(size=800) < 0.2, rng.integers(0, 10, 800), y), jnp.int32)
+    x = jnp.asarray(digits.x_train[:800])
     net = nets.MLP(hidden=(128,), num_classes=10)
     optimizer = optax.adam(1e-2)
 
@@ -253,23 +251,34 @@ def trained(digits):
         params = net.init(key, x[:1])
         return jax.lax.scan(step, (params, optimizer.init(params)), None, 300)[0][0]
 
-    with jax.numpy_dtype_promotion("standard"):
-        params = fit(x[:400], y[:400], jax.random.key(0))
-    return (lambda x: net.apply(params, x)), x, y
+    def scores(random_share):
+        rng = np.random.default_rng(0)
+        random = rng.uniform(size=800) < random_share
+        y = jnp.asarray(np.where(random, rng.integers(0, 10, 800), digits.y_train[:800]), jnp.int32)
+        with jax.numpy_dtype_promotion("standard"):
+            params = fit(x[:400], y[:400], jax.random.key(0))
+        logits_fn = jax.jit(lambda x: net.apply(params, x))
+        assert evaluation.accuracy(logits_fn, x[:400], y[:400]).value == 1
+        return np.split(np.asarray(leakage.loss_threshold(logits_fn, x, y)), 2)
+
+    return scores
 
 
 @pytest.mark.slow
-def test_an_overfitted_network_gives_its_members_away_and_another_set_not(trained):
-    logits_fn, x, y = trained
-    assert evaluation.accuracy(logits_fn, x[:400], y[:400]).value == 1
-    scores = np.asarray(leakage.loss_threshold(logits_fn, x, y))
-    members, nonmembers = scores[:400], scores[400:]
-    area = leakage.auc(members, nonmembers)
-    assert area.low > 0.6
+def test_an_overfitted_network_gives_its_members_away_and_another_set_not(overfit):
+    members, nonmembers = overfit(0.2)
+    assert leakage.auc(members, nonmembers).low > 0.6
     assert leakage.advantage(members, nonmembers).low > 0
-    found = leakage.tpr_at_fpr(members, nonmembers, 0.1)
-    assert found.low > 0.1
     assert "1000 non-members" in leakage.tpr_at_fpr(members, nonmembers, 0.01).reason
     # Two halves of what it was not trained on cannot be told apart.
     blind = leakage.auc(nonmembers[:200], nonmembers[200:])
     assert blind.low <= 0.5 <= blind.high
+    assert leakage.advantage(nonmembers[:200], nonmembers[200:]).low == 0
+
+
+@pytest.mark.slow
+def test_memorised_random_labels_give_everyone_away(overfit):
+    members, nonmembers = overfit(1.0)
+    # A tenth of the non-members' random labels agree with the prediction by chance.
+    assert leakage.auc(members, nonmembers).low > 0.97
+    assert leakage.advantage(members, nonmembers, threshold=-0.1).low > 0.8
