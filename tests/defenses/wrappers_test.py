@@ -281,6 +281,6 @@ def test_randomised_resizing_of_digits_falls_to_eot(digits):
 
     clean, frozen, averaged = accuracies(train(KEY))
     print(f"clean {clean:.3f}, one frozen draw {frozen:.3f}, eot {averaged:.3f}")
-    assert clean > 0.95
+    assert clean > 0.9
     assert averaged < frozen - 0.1
     assert averaged < 0.05
