@@ -1,0 +1,341 @@
+"""DP-SGD: a private gradient and its receipt from one call."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from spax import crypto
+from spax.checks import check_key, check_number, is_concrete
+from spax.dp.accounting import rdp
+from spax.dp.clipping import ClipInfo, clipped_grad
+from spax.dp.sampling import Batch, Poisson
+from spax.typing import Array, Key, Number, PyTree
+
+__all__ = [
+    "PrivacyState",
+    "PrivateGrad",
+    "add_noise",
+    "epsilon",
+    "init_privacy",
+    "noised_sums",
+    "private_grad",
+]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrivacyState:
+    """What has been spent; it sits beside the optimizer's state, never inside it.
+
+    Args:
+      spent: the accountant's state.
+      overflow: float32 scalar: the probability that some batch overflowed, rounded up.
+      steps: int32 scalar: number of releases.
+      sampling: static: the rule that batches were drawn by.
+    """
+
+    spent: rdp.RdpState
+    overflow: Array
+    steps: Array
+    sampling: Poisson = dataclasses.field(metadata={"static": True})
+
+
+class PrivateGrad(NamedTuple):
+    """What a private step returns.
+
+    Args:
+      grads: the private gradient, shape and dtype of the parameters.
+      diagnostics: how the batch fared. It is not private: do not publish it.
+    """
+
+    grads: PyTree
+    diagnostics: ClipInfo
+
+
+def init_privacy(sampling: Poisson, *, unit: str = "record") -> PrivacyState:
+    """The state before the first release.
+
+    Args:
+      sampling: the rule that batches will be drawn by; `private_grad` compares it with its own.
+      unit: whose data one row is: ``"record"``, or ``"user"`` where each row holds all of one
+        user's data.
+
+    Returns:
+      A `PrivacyState`: adjacency is adding or removing one unit.
+
+    Raises:
+      TypeError: if sampling is not a `Poisson`.
+
+    Example:
+      >>> privacy = init_privacy(Poisson(rate=0.1, capacity=30, num_records=100))
+      >>> float(epsilon(privacy, 1e-5))
+      0.0
+    """
+    _check_sampling(sampling)
+    zero = jnp.zeros((), jnp.float32)
+    return PrivacyState(rdp.init(unit=unit), zero, jnp.zeros((), jnp.int32), sampling)
+
+
+def epsilon(privacy: PrivacyState, delta: Number) -> Array:
+    """The epsilon that has been spent, with the probability of overflow taken out of delta.
+
+    Args:
+      privacy: the state after any number of steps.
+      delta: in (0, 1).
+
+    Returns:
+      float32 scalar, rounded up; 0 before the first step; inf where delta does not exceed the
+      probability that a batch overflowed, or a step added no noise.
+
+    Guarantees:
+      Everything released is (epsilon, delta)-differentially private for adding or removing one
+      unit, as far as the noise is Gaussian: it is drawn in floating point.
+
+    Raises:
+      ValueError: if a concrete delta is outside (0, 1).
+
+    Example:
+      >>> float(epsilon(init_privacy(Poisson(0.1, 30, 100)), 1e-5))
+      0.0
+    """
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    if is_concrete((delta, privacy)) and not float(privacy.overflow):
+        return rdp.epsilon(privacy.spent, delta)
+    # Rounded down, so that rounding does not give back what overflow took.
+    left = jnp.nextafter(jnp.asarray(delta, jnp.float32) - privacy.overflow, jnp.float32(-1))
+    spent = rdp.epsilon(privacy.spent, jnp.clip(left, 1e-30, 1 - 1e-7))
+    return jnp.where((left > 0) | (privacy.steps == 0), spent, jnp.inf)
+
+
+def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
+    """Adds independent Gaussian noise to every entry of a pytree.
+
+    Args:
+      key: a `jax.random` key, or a `spax.crypto.ChaChaKey`: its type decides which generator;
+        consumed.
+      tree: arrays.
+      stddev: absolute standard deviation, >= 0.
+
+    Returns:
+      float32 arrays of the same shapes.
+
+    Raises:
+      ValueError: if there is no key, or a concrete stddev < 0.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> add_noise(jax.random.key(0), {"w": jnp.zeros(3)}, 1.0)["w"].shape
+      (3,)
+    """
+    check_key(key, "adding noise")
+    check_number("stddev", stddev, low=0)
+    leaves, treedef = jax.tree.flatten(tree)
+    secure = isinstance(key, crypto.ChaChaKey)
+    fold_in, normal = (
+        (crypto.fold_in, crypto.normal) if secure else (jax.random.fold_in, jax.random.normal)
+    )
+    scale = jnp.asarray(stddev, jnp.float32)
+    noised = [
+        leaf.astype(jnp.float32) + scale * normal(fold_in(key, i), leaf.shape, jnp.float32)
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, noised)
+
+
+def private_grad(
+    loss_fn: Callable[..., tuple[Array, PyTree]],
+    *,
+    l2_clip_norm: Number,
+    noise_multiplier: Number,
+    sampling: Poisson,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Callable[..., tuple[PrivateGrad, PrivacyState]]:
+    """The gradient of DP-SGD, with its receipt.
+
+    ``(sum_i clip(g_i, C) + N(0, (sigma C)^2 I)) / (rate num_records)`` over a Poisson batch; the
+    divisor is the expected size, never the drawn one. Any optax chain may follow: that is
+    post-processing. The privacy state must be carried on even where the update is thrown away
+    (``optax.apply_if_finite``, ``optax.MultiSteps``): the gradient was released all the same.
+
+    Args:
+      loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example.
+      l2_clip_norm: the bound C, > 0.
+      noise_multiplier: sigma, >= 0; may be traced, at the cost of accounting anew in every step
+        (about 0.2 s). 0: no noise, and epsilon is inf.
+      sampling: the rule that batches are drawn by.
+      chunk_size: examples differentiated at a time; None: all. Memory against time only.
+      axis_name: of a ``shard_map`` or ``vmap`` axis over which each batch is spread (each shard
+        has its share of the capacity and the same key): sums are added over it, and the noise is
+        added once.
+
+    Returns:
+      ``step(params, batch, privacy, *, key) -> (PrivateGrad, PrivacyState)``. The key is split
+      into one for the noise and one for ``loss_fn``; a `spax.crypto.ChaChaKey` makes the noise
+      cryptographic.
+
+    Guarantees:
+      With batches from `spax.dp.sample` under the same rule and keys used once, the gradients of
+      all steps are (`epsilon(privacy, delta)`, delta)-differentially private.
+
+    Raises:
+      TypeError: if sampling is not a `Poisson`, or as `clipped_grad`.
+      ValueError: if a concrete number is out of range; at the call: if the state was made for
+        another rule, the batch has another capacity, or there is no key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from spax.dp import sample
+      >>> sampling = Poisson(rate=0.5, capacity=16, num_records=16)
+      >>> loss_fn = lambda w, x, key: ((w - x) ** 2, None)
+      >>> step = private_grad(loss_fn, l2_clip_norm=1.0, noise_multiplier=1.0, sampling=sampling)
+      >>> batch = sample(jax.random.key(0), jnp.ones(16), sampling)
+      >>> privacy = init_privacy(sampling)
+      >>> out, privacy = step(jnp.float32(0), batch, privacy, key=jax.random.key(1))
+      >>> out.grads.shape, int(privacy.steps), bool(epsilon(privacy, 1e-5) > 0)
+      ((), 1, True)
+
+    References:
+      M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
+      Algorithm 1.
+    """
+    _check_sampling(sampling)
+    check_number("noise_multiplier", noise_multiplier, low=0)
+    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm, chunk_size=chunk_size)
+
+    def cost() -> tuple[Array, Array]:
+        return rdp.subsampled_gaussian(
+            noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
+        )
+
+    known = cost() if is_concrete(noise_multiplier) else None
+    overflow = _above(sampling.overflow)
+
+    def step(
+        params: PyTree, batch: Batch, privacy: PrivacyState, *, key: Any
+    ) -> tuple[PrivateGrad, PrivacyState]:
+        check_key(key, "a private step")
+        if privacy.sampling != sampling:
+            raise ValueError(
+                f"the privacy state is for another sampling than this step's {sampling} "
+                f"(got {privacy.sampling})"
+            )
+        shards = 1 if axis_name is None else lax.axis_size(axis_name)
+        if batch.mask.shape[0] * shards != sampling.capacity:
+            raise ValueError(
+                f"a batch must have capacity={sampling.capacity} rows in all "
+                f"(got {batch.mask.shape[0] * shards})"
+            )
+        key_noise, key_loss = _split(key)
+        if axis_name is not None:
+            key_loss = jax.random.fold_in(key_loss, lax.axis_index(axis_name))
+        sums, info = clipped(params, batch, key=key_loss)
+        if axis_name is not None:
+            sums, info = lax.psum(sums, axis_name), _gathered(info, axis_name)
+        stddev = jnp.asarray(noise_multiplier, jnp.float32) * jnp.asarray(l2_clip_norm, jnp.float32)
+        noised = add_noise(key_noise, sums, stddev)
+        grads = jax.tree.map(
+            lambda g, p: (g / sampling.expected_size).astype(jnp.asarray(p).dtype), noised, params
+        )
+        spent = rdp.add(privacy.spent, cost() if known is None else known)
+        total = privacy.overflow + overflow
+        privacy = dataclasses.replace(
+            privacy,
+            spent=spent,
+            overflow=jnp.where(overflow > 0, jnp.nextafter(total, jnp.float32(jnp.inf)), total),
+            steps=privacy.steps + 1,
+        )
+        return PrivateGrad(grads, info), privacy
+
+    return step
+
+
+def _check_sampling(sampling: Any) -> None:
+    if not isinstance(sampling, Poisson):
+        raise TypeError(
+            f"sampling must be a spax.dp.Poisson (got {type(sampling).__name__}): the "
+            "accounting holds for Poisson sampling only"
+        )
+
+
+def _above(value: float) -> Array:
+    """A number >= 0 in float32, rounded up and, unless it is 0, a normal one."""
+    if value == 0:
+        return jnp.zeros((), jnp.float32)
+    return jnp.nextafter(jnp.float32(max(value, 1e-37)), jnp.float32(jnp.inf))
+
+
+def _split(key: Any) -> tuple[Any, Key]:
+    """A key for the noise, of the kind given, and a `jax.random` key for the loss."""
+    if isinstance(key, crypto.ChaChaKey):
+        key_noise, key_loss = crypto.split(key)
+        return key_noise, jax.random.wrap_key_data(crypto.bits(key_loss, (2,), jnp.uint32))
+    key_noise, key_loss = jax.random.split(key)
+    return key_noise, key_loss
+
+
+def _gathered(info: ClipInfo, axis_name: str) -> ClipInfo:
+    """The diagnostics of all shards together: means weighted by their counts."""
+    count = info.size - info.nonfinite
+    total = jnp.maximum(lax.psum(count, axis_name), 1.0)
+    return ClipInfo(
+        lax.psum(info.loss * count, axis_name) / total,
+        lax.psum(info.clipped * count, axis_name) / total,
+        lax.psum(info.size, axis_name),
+        lax.psum(info.nonfinite, axis_name),
+    )
+
+
+def noised_sums(
+    *, l2_clip_norm: Number, noise_multiplier: Number, expected_batch_size: Number
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation from clipped sums to private means: noise, then the division.
+
+    For those who clip by themselves. It keeps no account, on purpose: inside an optax chain a
+    counter misses releases (under ``optax.apply_if_finite`` and ``optax.MultiSteps`` some
+    updates never reach it, though noise was drawn and the sum was looked at). Account beside
+    the optimizer, by `spax.dp.accounting.rdp.update`, once for every batch that was looked at.
+
+    Args:
+      l2_clip_norm: the bound C that the summands were clipped to, > 0.
+      noise_multiplier: sigma, >= 0.
+      expected_batch_size: what sums are divided by, > 0: rate times records, not the drawn size.
+
+    Returns:
+      A transformation whose ``update(sums, state, params=None, *, key)`` needs a key, used once.
+
+    Raises:
+      ValueError: if a concrete number is out of range; at the update, if there is no key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> tx = optax.chain(
+      ...     noised_sums(l2_clip_norm=1.0, noise_multiplier=1.0, expected_batch_size=100),
+      ...     optax.sgd(0.1))
+      >>> params = jnp.zeros(3)
+      >>> updates, _ = tx.update(jnp.ones(3), tx.init(params), params, key=jax.random.key(0))
+      >>> updates.shape
+      (3,)
+
+    References:
+      M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
+      Algorithm 1.
+    """
+    check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True)
+    check_number("noise_multiplier", noise_multiplier, low=0)
+    check_number("expected_batch_size", expected_batch_size, low=0, low_open=True)
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, *, key: Any = None, **_: Any
+    ) -> tuple[PyTree, Any]:
+        stddev = jnp.asarray(noise_multiplier, jnp.float32) * jnp.asarray(l2_clip_norm, jnp.float32)
+        noised = add_noise(check_key(key, "noised_sums"), updates, stddev)
+        size = jnp.asarray(expected_batch_size, jnp.float32)
+        return jax.tree.map(lambda n, u: (n / size).astype(u.dtype), noised, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
