@@ -45,4 +45,6 @@ def test_the_version_is_printed_without_importing_jax():
 
 
 def test_the_package_leaves_the_64_bit_flag_alone():
-    assert run("import spax, jax; spax.evasion, spax.dp; print(jax.config.jax_enable_x64)") == "False"
+    assert (
+        run("import spax, jax; spax.evasion, spax.dp; print(jax.config.jax_enable_x64)") == "False"
+    )

@@ -34,9 +34,7 @@ def describe_data(data: Dataset) -> dict[str, Any]:
     }
 
 
-def sample(
-    x: np.ndarray, y: np.ndarray, most: int, key: Key
-) -> tuple[np.ndarray, np.ndarray]:
+def sample(x: np.ndarray, y: np.ndarray, most: int, key: Key) -> tuple[np.ndarray, np.ndarray]:
     """At most so many examples, drawn without replacement, in their first order.
 
     Files are often sorted by class: the first examples would not do.

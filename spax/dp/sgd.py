@@ -136,9 +136,8 @@ def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
     check_number("stddev", stddev, low=0)
     leaves, treedef = jax.tree.flatten(tree)
     secure = isinstance(key, crypto.ChaChaKey)
-    fold_in, normal = (
-        (crypto.fold_in, crypto.normal) if secure else (jax.random.fold_in, jax.random.normal)
-    )
+    fold_in: Callable[..., Any] = crypto.fold_in if secure else jax.random.fold_in
+    normal: Callable[..., Array] = crypto.normal if secure else jax.random.normal
     scale = jnp.asarray(stddev, jnp.float32)
     noised = [
         leaf.astype(jnp.float32) + scale * normal(fold_in(key, i), leaf.shape, jnp.float32)

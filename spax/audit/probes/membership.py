@@ -162,6 +162,4 @@ def _curve(name: str, inside: np.ndarray, outside: np.ndarray) -> Series:
     fpr, tpr = fpr[shown], tpr[shown]
     wanted = np.geomspace(fpr[0], 1.0, _POINTS)
     at = np.unique(np.searchsorted(fpr, wanted, side="right") - 1)
-    return Series(
-        name, tuple(map(float, fpr[at])), tuple(map(float, tpr[at])), style="steps"
-    )
+    return Series(name, tuple(map(float, fpr[at])), tuple(map(float, tpr[at])), style="steps")
