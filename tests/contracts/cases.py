@@ -5,10 +5,14 @@ otherwise. Numbers are small: a law either holds or does not.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from spax import defenses, evasion, poisoning
+import jax.numpy as jnp
+
+from spax import defenses, dp, evasion, poisoning
+from spax.dp.accounting import rdp
+from spax.evaluation import worst_of
 
 
 class Attack(NamedTuple):
@@ -49,6 +53,13 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             "l2",
             None,
         ),
+    ),
+    "worst_of": (
+        _bounded(
+            worst_of([evasion.fgsm, functools.partial(evasion.bim, steps=2)], targeted=True),
+            "linf",
+            0.1,
+        )._replace(targeted=True),
     ),
 }
 
@@ -112,11 +123,123 @@ DATASET_MAPS: Mapping[str, tuple[DatasetMap, ...]] = {
     ),
 }
 
+
+class State(NamedTuple):
+    """A state machine: ``init() -> state`` and ``update(state, key) -> (output, state)``.
+
+    ``count(state)`` tells how many updates a state has seen; ``draws``: the key decides the output.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Any], tuple[Any, Any]]
+    count: Callable[[Any], int]
+    draws: bool
+
+
+_SAMPLING = dp.Poisson(rate=0.5, capacity=8, num_records=8)
+
+
+@functools.cache
+def _private_step() -> Any:
+    def loss_fn(w: Any, example: Any, key: Any) -> Any:
+        x, y = example
+        return (x @ w - y) ** 2, None
+
+    return dp.private_grad(
+        loss_fn, l2_clip_norm=0.5, noise_multiplier=2.0, sampling=_SAMPLING, chunk_size=3
+    )
+
+
+def _release(privacy: Any, key: Any) -> Any:
+    x = jnp.linspace(-1, 1, 24).reshape(8, 3)
+    batch = dp.Batch((x, jnp.arange(8.0)), jnp.arange(8) % 3 > 0)
+    return _private_step()(jnp.ones(3), batch, privacy, key=key)
+
+
+def _spend(state: Any, key: Any) -> Any:
+    return rdp.update(state, noise_multiplier=2.0, steps=3)
+
+
+def _spent(state: Any) -> int:
+    """The Gaussian mechanism costs a / (2 sigma^2) at order a, three times an update."""
+    return round(float(state.total[-1]) / (3 * rdp.ORDERS[-1] / 8))
+
+
+STATES: Mapping[str, tuple[State, ...]] = {
+    "private_grad": (
+        State(lambda: dp.init_privacy(_SAMPLING), _release, lambda s: int(s.steps), draws=True),
+    ),
+    "rdp.update": (State(rdp.init, _spend, _spent, draws=False),),
+}
+
 # Public functions of these rooms that have none of the five shapes, and what they are instead.
 OTHERS: Mapping[str, str] = {
+    # defenses, evasion
     "LossTerms": "what an objective reports",
     "least_likely": "labels to attack towards",
     "quantize": "a preprocessing step, tested as bit_depth",
     "random_resize_pad": "a preprocessing step, tested as randomized_resize",
     "truncated_normal_eps": "a sampler of radii",
+    # dp
+    "Batch": "a container",
+    "ClipInfo": "what clipped_grad reports",
+    "Poisson": "a rule, with no state",
+    "PrivacyState": "the state of private_grad",
+    "PrivateGrad": "what private_grad returns",
+    "accounting": "the folder of accountants; each is a room of its own here",
+    "add_noise": "a draw, the noise of private_grad",
+    "capacity_for": "a number, from numbers",
+    "clipped_grad": "the sum that private_grad adds noise to",
+    "epsilon": "read from a state",
+    "init_privacy": "the first state of private_grad",
+    "noised_sums": "an optax transformation, whose state is empty",
+    "sample": "a draw of a batch",
+    "rdp.ORDERS": "a constant",
+    "rdp.RdpState": "the state of rdp.update",
+    "rdp.add": "the cheap half of rdp.update",
+    "rdp.delta": "read from a state",
+    "rdp.epsilon": "read from a state",
+    "rdp.init": "the first state of rdp.update",
+    "rdp.subsampled_gaussian": "the cost of a release, the dear half of rdp.update",
+    # leakage
+    "Estimate": "a figure with its interval",
+    "Roc": "a curve",
+    "TruePositives": "a figure with its interval",
+    "advantage": "a metric of scores",
+    "advantage_bound": "a bound, from numbers",
+    "auc": "a metric of scores",
+    "epsilon_lower_bound": "a bound, from counts",
+    "loss_threshold": "scores of examples",
+    "roc": "a metric of scores",
+    "tpr_at_fpr": "a metric of scores",
+    "tpr_bound": "a bound, from numbers",
+    # crypto
+    "ChaChaKey": "a secret, never part of a state",
+    "bits": "a draw",
+    "chacha20_block": "a function of its input alone",
+    "fold_in": "a key from a key",
+    "fresh_key": "entropy, on the host",
+    "normal": "a draw",
+    "split": "keys from a key",
+    "uniform": "a draw",
+    # gradients
+    "bpda": "a function with another derivative",
+    "canonical_convolutions": "the same function, compiled otherwise",
+    "eot": "a gradient hook",
+    "exact": "a gradient hook",
+    "nes": "a gradient hook",
+    "spsa": "a gradient hook",
+    # evaluation
+    "Accuracy": "a figure with its interval",
+    "Curve": "a curve with its intervals",
+    "Description": "what describe reports",
+    "Judgement": "what judge returns",
+    "Sweep": "what sweep returns",
+    "accuracy": "a figure of a model",
+    "binomial_interval": "an interval, from counts",
+    "compile_attack": "runs an attack",
+    "describe": "a report on judged results",
+    "judge": "the verdict on attacks",
+    "radius_curve": "a figure of distances",
+    "sweep": "runs an attack",
 }
