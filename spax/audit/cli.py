@@ -1,13 +1,25 @@
 """``spax audit``: the command line of the audit."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import jax
+from rich.console import Console
+
+from spax.audit import fail_under
+from spax.audit.budget import BUDGETS, Budget
 from spax.audit.errors import AuditError
+from spax.audit.loading import load_model
+from spax.audit.progress import Part, Progress, Silent
+from spax.audit.render import folder, terminal
+from spax.audit.run import STANDARD, expected_units, run
+from spax.audit.sections import AuditReport
+from spax.datasets import DatasetError, digits, load_npz
 
-__all__ = ["load_model", "main"]
+__all__ = ["main"]
 
 _DESCRIPTION = """\
 Attacks and probes models and reports how secure and how private they are. Without --model and
@@ -101,35 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 done, 1 a ``--fail-under`` was not reached, 2 bad input, 130 interrupted.
     """
-    # The checks of data and models are AuditErrors too; spax.datasets needs JAX, --help does not.
     try:
         options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
         return _audit(options)
     except KeyboardInterrupt:
         print("spax audit: interrupted, no report was written", file=sys.stderr)
         return 130
-    except AuditError as error:
-        return _refuse(str(error))
-    except ValueError as error:
-        from spax.datasets import DatasetError
-
-        if not isinstance(error, DatasetError):
-            raise
-        return _refuse(str(error))
-
-
-def _refuse(message: str) -> int:
-    print(f"spax audit: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    except (AuditError, DatasetError) as error:
+        print(f"spax audit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from spax.audit import fail_under
-
     gates = [fail_under.parse(text) for text in options.fail_under]
     if (options.model is None) != (options.data is None):
         given, missing = (
-            ("--model", "--data FILE.npz") if options.model else ("--data", "--model M:F")
+            ("--model", "--data FILE.npz") if options.model else ("--data", "--model MODULE:NAME")
         )
         raise AuditError(f"{given} was given alone; give {missing} too, or neither for the digits")
     if options.model is None and options.bounds is not None:
@@ -137,23 +136,68 @@ def _audit(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < 2**32:
         raise AuditError(f"--seed must be in [0, 2**32) (got {options.seed})")
     budget = _budget(options, gates)
-
-    import jax
-    from rich.console import Console
-
-    from spax.audit.defaults import TRAINING_UNITS
-    from spax.audit.progress import Silent
-    from spax.audit.render import folder, terminal
-    from spax.datasets import digits
-
     folder.check(options.out)
-    log = Console(stderr=True)
-    progress = Silent() if options.quiet else terminal.console_progress(log)
+
+    report = _report(options, gates, budget)
+    page = folder.write(report, options.out)
+    if options.json:
+        sys.stdout.write((page.parent / "report.json").read_text(encoding="utf-8"))
+    elif not options.quiet:
+        terminal.print_report(report, Console(), page.parent)
+    failed = fail_under.failures(gates, report)
+    for line in failed:
+        print(f"spax audit: --fail-under {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _report(
+    options: argparse.Namespace, gates: Sequence[fail_under.Gate], budget: Budget
+) -> AuditReport:
+    """Loads or trains the models, and audits them: one bar of progress for all of it."""
+    progress: Progress = (
+        Silent() if options.quiet else terminal.console_progress(Console(stderr=True))
+    )
     key_train, key_run = jax.random.split(jax.random.key(options.seed))
-    settings: dict[str, Any] = {"seed": options.seed}
     if options.model is None:
-        data = digits()
-        names = tuple(TRAINING_UNITS)
-        fail_under.check_names(gates, names)
-    ...
-    return 0
+        from spax.audit.defaults import TRAINING_UNITS, train  # optax, for nothing else
+
+        data, units = digits(), sum(TRAINING_UNITS.values())
+        fail_under.check_names(gates, tuple(TRAINING_UNITS))
+    else:
+        data, units = load_npz(options.data, bounds=options.bounds), 0.0
+        models = {options.model.rpartition(":")[2]: load_model(options.model)}
+        fail_under.check_names(gates, tuple(models))
+    progress.start(units + expected_units(STANDARD))
+    try:
+        if options.model is None:
+            models = train(data, key=key_train, progress=Part(progress))
+        report = run(models, data, budget=budget, key=key_run, progress=Part(progress))
+    finally:
+        progress.finish()
+    chosen = {"seed": options.seed, "model": options.model}
+    return dataclasses.replace(report, settings={**chosen, **report.settings})
+
+
+def _budget(options: argparse.Namespace, gates: Sequence[fail_under.Gate]) -> Budget:
+    """The budget named, with what the other options change; radii of gates join the grid."""
+    given = {
+        name: getattr(options, name)
+        for name in ("max_examples", "batch_size")
+        if getattr(options, name) is not None
+    }
+    eps = [_radius(word) for text in options.eps for word in text.split(",") if word]
+    budget = dataclasses.replace(BUDGETS[options.budget], norm=options.norm, **given)
+    wanted = [gate.eps for gate in gates if gate.eps is not None]
+    if wanted and not eps:
+        bounds = (0.0, 1.0) if options.bounds is None else tuple(options.bounds)
+        eps = list(budget.for_bounds(bounds).eps)
+    return dataclasses.replace(budget, eps=(*eps, *wanted))
+
+
+def _radius(text: str) -> float:
+    """A number, or a fraction such as 8/255."""
+    over, slash, under = text.partition("/")
+    try:
+        return float(over) / (float(under) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise AuditError(f"--eps takes numbers such as 0.1 or 8/255 (got {text!r})") from None

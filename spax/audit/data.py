@@ -72,9 +72,8 @@ def in_batches(
       The results as NumPy arrays ``[N, ...]``.
 
     Example:
-      >>> in_batches(
-      ...     lambda x, y, key: x + y, np.arange(5.0), np.ones(5), key=jax.random.key(0), batch_size=2
-      ... ).tolist()
+      >>> add, key = lambda x, y, key: x + y, jax.random.key(0)
+      >>> in_batches(add, np.arange(5.0), np.ones(5), key=key, batch_size=2).tolist()
       [1.0, 2.0, 3.0, 4.0, 5.0]
     """
     n = len(x)

@@ -53,7 +53,7 @@ def inspect(models: dict[str, Model], data: Dataset, key: Key) -> None:
 def _evaluate(program: Any, name: str, model: Model, x: np.ndarray, key: Key) -> np.ndarray:
     try:
         outputs = program(model, x, key)
-        shape = getattr(outputs, "shape", None)
+        shape: Any = getattr(outputs, "shape", None)
         if shape is None:
             kind = type(outputs).__name__
         elif not jnp.issubdtype(outputs.dtype, jnp.floating):
@@ -140,7 +140,7 @@ def _check_purity(
             raise not_deterministic
         if gap > _OTHER_SHAPE:
             raise AuditError(
-                f"model {name!r} is batch-dependent: the logits of an example change with the other "
-                "examples of its batch; put batch normalisation into evaluation mode (stored "
+                f"model {name!r} is batch-dependent: the logits of an example change with the "
+                "other examples of its batch; put batch normalisation into evaluation mode (stored "
                 f"averages), and {_MARK}"
             )

@@ -73,8 +73,12 @@ class Model:
 
 def _ignore_params(logits_fn: Any) -> Any:
     if isinstance(logits_fn, Stochastic):
-        draw = logits_fn.fn
-        return Stochastic(lambda params, x, key: draw(x, key))  # type: ignore[arg-type]
+        draw: Callable[..., Outputs] = logits_fn.fn
+
+        def drawn(params: PyTree, x: Array, key: Key) -> Outputs:
+            return draw(x, key)
+
+        return Stochastic(drawn)  # type: ignore[arg-type]
     return lambda params, x: logits_fn(x)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-__all__ = ["Progress", "Silent"]
+__all__ = ["Part", "Progress", "Silent"]
 
 
 class Progress(Protocol):
@@ -29,3 +29,20 @@ class Silent:
 
     def finish(self) -> None:
         """Ends."""
+
+
+class Part:
+    """Work that belongs to a larger one, which starts and finishes by itself."""
+
+    def __init__(self, whole: Progress) -> None:
+        self._whole = whole
+
+    def start(self, total: float) -> None:
+        """Nothing: the whole has begun."""
+
+    def advance(self, units: float, text: str) -> None:
+        """Tells the whole."""
+        self._whole.advance(units, text)
+
+    def finish(self) -> None:
+        """Nothing: the whole goes on."""

@@ -160,7 +160,8 @@ class _Steps:
 def _checked_models(models: Any) -> dict[str, Model]:
     if not isinstance(models, Mapping) or not models:
         raise AuditError(
-            'models must be a dict of at least one model by name, such as {"mine": Model(logits_fn)} '
+            "models must be a dict of at least one model by name, such as "
+            '{"mine": Model(logits_fn)} '
             f"(got {type(models).__name__ if models else 'none'})"
         )
     for name, model in models.items():

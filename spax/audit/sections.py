@@ -44,7 +44,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One judgement about a model: ``level`` is ``"ok"``, ``"note"``, ``"warning"``, ``"failure"``."""
+    """One judgement about a model; ``level``: "ok", "note", "warning" or "failure"."""
 
     model: str
     name: str

@@ -4,8 +4,9 @@ from spax.audit.probes.clean import clean
 from spax.audit.probes.distance import distance
 from spax.audit.probes.masking import masking
 from spax.audit.probes.membership import membership
+from spax.audit.probes.privacy import privacy
 from spax.audit.probes.robustness import robustness
 
-__all__ = ["STANDARD", "clean", "distance", "masking", "membership", "robustness"]
+__all__ = ["STANDARD", "clean", "distance", "masking", "membership", "privacy", "robustness"]
 
-STANDARD = (clean, robustness, distance, masking, membership)
+STANDARD = (clean, robustness, distance, masking, membership, privacy)

@@ -156,8 +156,9 @@ def _curve(name: str, found: Mapping[str, np.ndarray]) -> Series:
     distances = np.where(found["right"], found["distance"], 0.0).astype(np.float64)
     known = distances[np.isfinite(distances)]
     radii = np.linspace(0.0, known.max(initial=0.0) or 1.0, 41)
-    eps, share, low, high, _ = radius_curve(distances, radii)
-    return Series(name, *(tuple(map(float, v)) for v in (eps, share, low, high)))
+    curve = radius_curve(distances, radii)
+    x, y, low, high = (tuple(map(float, v)) for v in curve[:4])
+    return Series(name, x, y, low, high)
 
 
 def _pictures(

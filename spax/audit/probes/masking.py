@@ -377,4 +377,5 @@ def _share(
 def _growth(name: str, found: Mapping[str, np.ndarray], radii: tuple[float, ...]) -> Series:
     share = found["growing"].mean(axis=0)
     low, high = binomial_interval(found["growing"].sum(axis=0), len(found["growing"]))
-    return Series(name, radii, *(tuple(map(float, v)) for v in (share, low, high)))
+    y, below, above = (tuple(map(float, v)) for v in (share, low, high))
+    return Series(name, radii, y, below, above)

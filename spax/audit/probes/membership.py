@@ -10,10 +10,10 @@ from spax.audit.data import in_batches, sample
 from spax.audit.model import Model, per_architecture
 from spax.audit.sections import Measurement, Plot, Section, Series
 from spax.datasets import Dataset
-from spax.leakage import advantage, auc, loss_threshold, roc, tpr_at_fpr
+from spax.leakage import Estimate, advantage, auc, loss_threshold, roc, tpr_at_fpr
 from spax.typing import Key
 
-__all__ = ["RATES", "membership", "scores"]
+__all__ = ["RATES", "mean_loss_advantage", "membership", "scores"]
 
 RATES = (0.001, 0.01, 0.1)
 """The false-positive rates at which the members found are counted."""
@@ -39,15 +39,26 @@ def scores(
         sample(data.x_test, data.y_test, budget.max_scored, key_sample),
     ]
     program = per_architecture(lambda f, x, y, key: loss_threshold(f, x, y, key=key))
-    found = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for i, (name, model) in enumerate(models.items()):
         budget.say(i / len(models), f"membership in the training data of {name}")
         inside, outside = (
             in_batches(partial(program, model), x, y, key=key_model, batch_size=budget.batch_size)
             for x, y in parts
         )
-        found[name] = tuple(np.nan_to_num(s, nan=-np.inf) for s in (inside, outside))
-    return found  # type: ignore[return-value]
+        # (nan_to_num would make the infinite ones finite)
+        found[name] = (
+            np.where(np.isnan(inside), -np.inf, inside),
+            np.where(np.isnan(outside), -np.inf, outside),
+        )
+    return found
+
+
+def mean_loss_advantage(inside: np.ndarray, outside: np.ndarray) -> tuple[Estimate, float]:
+    """The advantage of Yeom's adversary, and its threshold: the negative mean training loss."""
+    finite = inside[np.isfinite(inside)]  # some examples may have no loss
+    threshold = float(finite.mean()) if finite.size else 0.0
+    return advantage(inside, outside, threshold=threshold), threshold
 
 
 def membership(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -> Section:
@@ -109,10 +120,7 @@ def _figures(name: str, inside: np.ndarray, outside: np.ndarray) -> list[Measure
         "nonmembers": len(outside),
     }
     area = auc(inside, outside)
-    # Yeom's adversary knows the mean training loss, of those examples that have one.
-    finite = inside[np.isfinite(inside)]
-    threshold = float(finite.mean()) if finite.size else 0.0
-    gain = advantage(inside, outside, threshold=threshold)
+    gain, threshold = mean_loss_advantage(inside, outside)
     rows = [
         Measurement(
             name,

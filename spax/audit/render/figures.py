@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import itertools
 import math
 import struct
 import zlib
@@ -221,7 +222,7 @@ class _Drawn:
 
     def path(self, places: Sequence[tuple[float, float]]) -> str:
         if self.series.style == "steps":
-            corners = [(b[0], a[1]) for a, b in zip(places, places[1:], strict=False)]
+            corners = [(b[0], a[1]) for a, b in itertools.pairwise(places)]
             rest = [p for pair in zip(corners, places[1:], strict=False) for p in pair]
             places = [*places[:1], *rest]
         return "L".join(f"{a:.1f} {b:.1f}" for a, b in places)

@@ -109,7 +109,7 @@ def _model(name: str) -> str:
 
 
 def _badges(verdicts: Iterable[Verdict]) -> str:
-    return " ".join(_badge(v.level, label(v.name)) for v in verdicts) or "–"
+    return " ".join(_badge(v.level, label(v.name)) for v in verdicts) or "-"
 
 
 def _badge(level: str, text: str = "") -> str:
@@ -121,8 +121,8 @@ def _badge(level: str, text: str = "") -> str:
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
     items = "".join(
-        f"<li>{_badge(v.level)} <strong>{_model(v.model)}</strong>, {_text(label(v.name).lower())}: "
-        f"{_text(v.text)}</li>\n"
+        f"<li>{_badge(v.level)} <strong>{_model(v.model)}</strong>, "
+        f"{_text(label(v.name).lower())}: {_text(v.text)}</li>\n"
         for v in verdicts
     )
     return f'<ul class="verdicts">\n{items}</ul>\n' if items else ""
@@ -138,7 +138,7 @@ def _table(inside: str, name: str) -> str:
 
 def _cell(m: Measurement | None) -> str:
     if m is None:
-        return '<td class="figure">–</td>'
+        return '<td class="figure">-</td>'
     range_ = interval(m)
     lines = f'<span class="value">{_text(figure(m))}</span>'
     if not measurable(m):

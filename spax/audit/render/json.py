@@ -16,7 +16,7 @@ SCHEMA = "spax.audit.report"
 
 
 def to_json(report: AuditReport) -> str:
-    """The report as JSON text: every figure with its definition and settings, in the report's order.
+    """The report as JSON text: every figure with its definition and settings, in order.
 
     All but the last block, ``timings``, depends on nothing but what was found. Numbers that JSON
     does not know are the strings ``"Infinity"``, ``"-Infinity"`` and ``"NaN"``. Of images the

@@ -46,7 +46,7 @@ def measurable(m: Measurement) -> bool:
 
 
 def figure(m: Measurement) -> str:
-    """The figure as it is written; bounds on leakage are rounded up.
+    r"""The figure as it is written; bounds on leakage are rounded up.
 
     Example:
       >>> figure(Measurement("m", "clean_accuracy", 0.9777, "", kind="share"))
