@@ -35,8 +35,8 @@ class Poisson:
 
     Args:
       rate: the probability, in (0, 1].
-      capacity: rows of a batch. More draws than that are cut off, at a probability that is added
-        to delta: choose it by `capacity_for`.
+      capacity: rows of a batch. More draws than that are cut off, at a probability that costs delta;
+        choose it by `capacity_for`.
       num_records: number of records in the data set; public under add/remove adjacency in that
         sums are divided by the expected batch size, ``rate * num_records``, whatever is drawn.
 
@@ -85,15 +85,15 @@ def _tail(n: int, rate: float, capacity: int) -> float:
     return min(1.0, max(math.exp(-n * divergence) * (1 + 1e-9), 1e-300))
 
 
-def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float = 1e-9) -> int:
+def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float = 1e-12) -> int:
     """The smallest capacity at which ``steps`` batches overflow with at most a given probability.
 
     Args:
       num_records: number of records, >= 1.
       rate: of the sampling, in (0, 1].
       steps: number of batches, >= 1.
-      overflow: the probability, in (0, 1), that any of them overflows; it is added to delta, so a
-        hundredth of delta costs nothing visible.
+      overflow: the probability p, in (0, 1), that any of them overflows; ``(1 + e^epsilon) p`` is
+        taken out of delta, so that it should be small even for its size.
 
     Returns:
       The capacity, at most ``num_records``.
@@ -103,7 +103,7 @@ def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float =
 
     Example:
       >>> capacity_for(60_000, 256 / 60_000, 10_000)
-      389
+      404
 
     References:
       H. Chernoff, A measure of asymptotic efficiency for tests of a hypothesis based on the sum

@@ -16,6 +16,9 @@ from spax.dp.clipping import ClipInfo, clipped_grad
 from spax.dp.sampling import Batch, Poisson
 from spax.typing import Array, Key, Number, PyTree
 
+_SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of delta that may be set aside for overflow."""
+
 __all__ = [
     "PrivacyState",
     "PrivateGrad",
@@ -82,15 +85,19 @@ def init_privacy(sampling: Poisson, *, unit: str = "record") -> PrivacyState:
 
 
 def epsilon(privacy: PrivacyState, delta: Number) -> Array:
-    """The epsilon that has been spent, with the probability of overflow taken out of delta.
+    """The epsilon that has been spent, with what overflow costs taken out of delta.
+
+    Batches cut off at capacity are those of Poisson sampling but for an event of probability p, on
+    either of two neighbouring data sets: what is (epsilon, d)-private without the cut is
+    (epsilon, d + (1 + e^epsilon) p)-private with it.
 
     Args:
       privacy: the state after any number of steps.
       delta: in (0, 1).
 
     Returns:
-      float32 scalar, rounded up; 0 before the first step; inf where delta does not exceed the
-      probability that a batch overflowed, or a step added no noise.
+      float32 scalar, rounded up; 0 before the first step; inf where delta does not cover
+      overflow, or a step added no noise.
 
     Guarantees:
       Everything released is (epsilon, delta)-differentially private for adding or removing one
@@ -106,10 +113,14 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
     if is_concrete((delta, privacy)) and not float(privacy.overflow):
         return rdp.epsilon(privacy.spent, delta)
-    # Rounded down, so that rounding does not give back what overflow took.
-    left = jnp.nextafter(jnp.asarray(delta, jnp.float32) - privacy.overflow, jnp.float32(-1))
-    spent = rdp.epsilon(privacy.spent, jnp.clip(left, 1e-30, 1 - 1e-7))
-    return jnp.where((left > 0) | (privacy.steps == 0), spent, jnp.inf)
+    # Some share of delta is set aside for overflow; the smallest epsilon for which it suffices.
+    # What float32 rounds is far below the millionths taken off.
+    whole = jnp.asarray(delta, jnp.float32)
+    shares = jnp.asarray(_SHARES, jnp.float32)
+    left = jnp.clip(whole * (1 - shares - 1e-6), 1e-37, 1 - 1e-6)
+    spent = jax.vmap(lambda delta: rdp.epsilon(privacy.spent, delta))(left)
+    suffices = (1 + jnp.exp(spent)) * privacy.overflow <= whole * shares * (1 - 1e-6)
+    return jnp.where(privacy.steps == 0, 0.0, jnp.min(jnp.where(suffices, spent, jnp.inf)))
 
 
 def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:

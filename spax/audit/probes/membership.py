@@ -157,7 +157,7 @@ def _figures(name: str, inside: np.ndarray, outside: np.ndarray) -> list[Measure
                 found.high,
                 settings | {"fpr": rate, "measured_fpr": found.fpr},
                 kind="share",
-                note=found.reason,
+                note=found.reason.removeprefix("not measurable, "),
             )
         )
     return rows

@@ -28,6 +28,7 @@ __all__ = [
 
 NOT_MEASURABLE = "not measurable"
 _DIGITS = 4
+_ACRONYMS = {w.lower(): w for w in ("AUC", "TPR", "FPR", "FGSM", "PGD", "SPSA")}
 
 
 def clean(text: object) -> str:
@@ -37,7 +38,7 @@ def clean(text: object) -> str:
       >>> clean("a" + chr(27) + "b")
       'a\ufffdb'
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in str(text))
+    return "".join(c if c.isprintable() or c in "\n\t\xa0" else "\ufffd" for c in str(text))
 
 
 def measurable(m: Measurement) -> bool:
@@ -108,10 +109,10 @@ def label(name: str) -> str:
     """A measurement's name in words.
 
     Example:
-      >>> label("robust_accuracy")
-      'Robust accuracy'
+      >>> label("robust_accuracy"), label("membership_auc")
+      ('Robust accuracy', 'Membership AUC')
     """
-    words = clean(name).replace("_", " ").strip()
+    words = " ".join(_ACRONYMS.get(w, w) for w in clean(name).replace("_", " ").split())
     return words[:1].upper() + words[1:]
 
 
