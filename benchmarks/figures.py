@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib.metadata
 import json
+import math
 import pathlib
 import sys
 import time
@@ -67,7 +68,7 @@ def evasion():
     _, towards = remaining(spax.evasion.bim, labels=target, eps=0.3, steps=20, targeted=True)
     run = jax.jit(
         lambda p, x, y: spax.evasion.carlini_wagner(
-            lambda x: victim.apply_fn(p, x), x, y, steps=200, return_info=False
+            lambda x: victim.apply_fn(p, x), x, y, steps=1000
         )
     )
     x_adv = run(params, x[:100], y[:100])
@@ -102,23 +103,14 @@ def evasion():
 
 def gradients():
     """What the hooks recover where a defence hides the gradient, and estimates without any."""
-    quantise = functools.partial(spax.defenses.quantize, bits=1)
-    hard = functools.partial(spax.defenses.bit_depth, bits=1)
     resized = functools.partial(spax.defenses.randomized_resize, low=24, high=28, out=28)
-    attack = functools.partial(spax.evasion.pgd, eps=0.3, step_size=0.02, steps=40)
     mild = functools.partial(spax.evasion.pgd, eps=0.1, step_size=0.01, steps=20)
     free = functools.partial(spax.evasion.pgd, eps=0.3, step_size=0.03, steps=20)
 
-    def soft(f):
-        return lift(bpda(quantise), f)
-
     return {
         "data": mnist()[3],
-        "bit_depth": {
-            "clean": remaining(lambda f, x, y, key: x, judged=hard)[0],
-            "plain": remaining(attack, through=hard, judged=hard)[0],
-            "bpda": remaining(attack, through=soft, judged=hard)[0],
-        },
+        "one_bit": quantised(1),
+        "four_bits": quantised(4),
         "randomized_resize": {
             "clean": remaining(lambda f, x, y, key: x, judged=resized)[0],
             "unaware": remaining(mild, judged=resized)[0],
@@ -133,6 +125,18 @@ def gradients():
     }
 
 
+def quantised(bits):
+    """What PGD leaves of a quantised model, and what BPDA then takes."""
+    hard = functools.partial(spax.defenses.bit_depth, bits=bits)
+    straight = bpda(functools.partial(spax.defenses.quantize, bits=bits))
+    attack = functools.partial(spax.evasion.pgd, eps=0.3, step_size=0.02, steps=40)
+    return {
+        "clean": remaining(lambda f, x, y, key: x, judged=hard)[0],
+        "plain": remaining(attack, through=hard, judged=hard)[0],
+        "bpda": remaining(attack, through=functools.partial(lift, straight), judged=hard)[0],
+    }
+
+
 @functools.cache
 def digits():
     """The embedded digits as JAX arrays: (x_train, y_train, x_test, y_test)."""
@@ -140,9 +144,9 @@ def digits():
     return tuple(jnp.asarray(v) for v in (data.x_train, data.y_train, data.x_test, data.y_test))
 
 
-def trained(make_loss, epochs, batch_size=64):
-    """A small digits network trained on ``make_loss(apply_fn, progress) -> loss_fn``."""
-    x, y, _, _ = digits()
+def trained(make_loss, epochs, batch_size=64, data=None):
+    """A small network trained on ``make_loss(apply_fn, progress) -> loss_fn``, on digits."""
+    x, y = digits()[:2] if data is None else data
     net = spax.nets.CNN(features=(32, 64), hidden=64)
 
     def apply_fn(params, x, *, train, key):
@@ -176,6 +180,29 @@ def trained(make_loss, epochs, batch_size=64):
     return lambda x: net.apply(params, x)
 
 
+def plain_objective(apply_fn, progress):
+    """Cross-entropy, in the form of the other objectives."""
+
+    def loss_fn(params, batch, key):
+        x, y = batch
+        logits = apply_fn(params, x, train=True, key=key)
+        return spax.losses.cross_entropy(logits, y).mean(), None
+
+    return loss_fn
+
+
+def decayed_objective(apply_fn, progress, decay=0.03):
+    """Cross-entropy and half the squared weights, weighed by ``decay``."""
+    plain = plain_objective(apply_fn, progress)
+
+    def loss_fn(params, batch, key):
+        value, _ = plain(params, batch, key)
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+        return value + decay / 2 * squares, None
+
+    return loss_fn
+
+
 def robustness(f, eps=0.15):
     """Clean accuracy, and what is left under PGD-40 with five restarts, in per cent."""
     _, _, x, y = digits()
@@ -188,14 +215,6 @@ def robustness(f, eps=0.15):
 def defenses():
     """Training objectives and sanitisers on the digits; eps 0.15 in linf."""
     inner = functools.partial(spax.evasion.pgd, steps=5)
-
-    def plain(apply_fn, progress):
-        def loss_fn(params, batch, key):
-            x, y = batch
-            logits = apply_fn(params, x, train=True, key=key)
-            return spax.losses.cross_entropy(logits, y).mean(), None
-
-        return loss_fn
 
     def madry(apply_fn, progress):
         attack = functools.partial(inner, eps=0.15 * progress)
@@ -217,7 +236,7 @@ def defenses():
         return spax.defenses.trades_loss(apply_fn, eps=0.15 * progress, steps=5)
 
     return {
-        "plain": robustness(trained(plain, 20)),
+        "plain": robustness(trained(plain_objective, 20)),
         "madry": robustness(trained(madry, 40)),
         "goodfellow": robustness(trained(goodfellow, 40)),
         "kurakin": robustness(trained(kurakin, 40)),
@@ -251,7 +270,104 @@ def nearest_neighbour(x, y, x_test, y_test):
     return round(100 * model.score(flat[1], np.asarray(y_test)), 1)
 
 
-ROOMS = {room.__name__: room for room in (evasion, gradients, defenses, poisoning)}
+def dp():
+    """DP-SGD on the digits, and the accountant in the setting of its paper."""
+    _, _, x, y = digits()
+    model = audit_models()["private"]
+    paper = spax.dp.accounting.rdp
+    _, spent = paper.update(paper.init(), noise_multiplier=4.0, sampling_rate=0.01, steps=10_000)
+    return {
+        "digits": {
+            "accuracy": round(100 * spax.evaluation.accuracy(model.logits_fn, x, y).value, 1),
+            "epsilon": rounded_up(spax.dp.epsilon(model.privacy, 1e-5)),
+        },
+        "accountant": {"epsilon": rounded_up(paper.epsilon(spent, 1e-5))},
+    }
+
+
+@functools.cache
+def audit_models():
+    """The three models of ``spax audit``."""
+    from spax.audit import defaults, progress
+
+    return defaults.train(spax.datasets.digits(), key=KEY, progress=progress.Silent())
+
+
+def rounded_up(value, digits=2):
+    """What bounds a leak is never rounded down."""
+    return math.ceil(float(value) * 10**digits) / 10**digits
+
+
+def leakage():
+    """Membership inference on an overfitted, a regularised and a private network.
+
+    A fifth of all labels is wrong for the first two, so that there is something to learn by heart:
+    500 digits are members and the other 1297 are not, enough for a false-positive rate of 1 %.
+    """
+    x, y, x_test, y_test = digits()
+    images, labels = jnp.concatenate([x, x_test]), jnp.concatenate([y, y_test])
+    _, noisy = spax.poisoning.flip_labels(images, labels, key=KEY, rate=0.2, num_classes=10)
+    members, others = (images[:500], noisy[:500]), (images[500:], noisy[500:])
+    private = audit_models()["private"]
+    bound = spax.leakage.advantage_bound(spax.dp.epsilon(private.privacy, 1e-5), 1e-5)
+    return {
+        "yeom": {
+            "overfitted": leaks(trained(plain_objective, 100, data=members), members, others),
+            "regularised": leaks(trained(decayed_objective, 100, data=members), members, others),
+        },
+        "private": {
+            **leaks(private.logits_fn, (x, y), (x_test, y_test)),
+            "bound": rounded_up(100 * bound, 1),
+        },
+    }
+
+
+def leaks(f, members, others):
+    """Area under the ROC curve; in points: advantages and true positives, the gap in accuracy.
+
+    The advantage is that of Yeom's threshold, the mean loss of the members; the best one is of the
+    threshold that separates these very scores best.
+    """
+    scores = [spax.leakage.loss_threshold(f, *part) for part in (members, others)]
+    share = [spax.evaluation.accuracy(f, *part).value for part in (members, others)]
+    return {
+        "auc": round(spax.leakage.auc(*scores).value, 3),
+        "advantage": points(spax.leakage.advantage(*scores, threshold=scores[0].mean()).value),
+        "best_advantage": points(spax.leakage.advantage(*scores).value),
+        "tpr_at_1": points(spax.leakage.tpr_at_fpr(*scores, 0.01).value),
+        "gap": points(share[0] - share[1]),
+    }
+
+
+def points(share):
+    """A share in per cent; None where it was not measurable."""
+    return None if share is None else round(100 * share, 1)
+
+
+def crypto():
+    """Throughput of the cipher's bits, beside JAX's generator."""
+    shape = (1 << 22,)
+    draws = {
+        "chacha": (jax.jit(lambda key: spax.crypto.bits(key, shape)), spax.crypto.fresh_key()),
+        "threefry": (jax.jit(lambda key: jax.random.bits(key, shape)), KEY),
+    }
+    return {"bits": {name: megabytes_a_second(*draw, 4 * shape[0]) for name, draw in draws.items()}}
+
+
+def megabytes_a_second(draw, key, size, repetitions=15):
+    """By the median time."""
+    jax.block_until_ready(draw(key))
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        jax.block_until_ready(draw(key))
+        seconds.append(time.perf_counter() - start)
+    return round(size / float(np.median(seconds)) / 1e6)
+
+
+ROOMS = {
+    room.__name__: room for room in (evasion, gradients, defenses, poisoning, dp, leakage, crypto)
+}
 FOLDER = harness.RESULTS / "figures"
 
 

@@ -13,10 +13,11 @@ import json
 import pathlib
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 START, END = "<!-- systems: start -->", "<!-- systems: end -->"
 ROOMS = ("evasion", "defenses", "poisoning", "dp", "leakage", "crypto", "gradients")
 
@@ -38,6 +39,15 @@ def measured(entry: Mapping[str, str]) -> str:
     return entry["measured"].format(**values)
 
 
+def rendered(text: str) -> str:
+    """``text`` with everything between the two markers replaced by the table."""
+    before, _, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"it must contain {START} and {END}, in this order")
+    return f"{before}{START}\n{table()}\n{END}{after}"
+
+
 def table() -> str:
     """The table, as Markdown."""
     lines = [
@@ -55,22 +65,22 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Writes or checks the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare")
-    arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    wanted = f"{before}{START}\n{table()}\n{END}{after}"
+    arguments = parser.parse_args(argv)
+    text = README.read_text()
+    try:
+        wanted = rendered(text)
+    except ValueError as error:
+        parser.error(f"{README.name}: {error}")
     if arguments.check:
         if text != wanted:
-            print("README.md: run `python systems/render.py`", file=sys.stderr)
+            print(f"{README.name} is stale: run `python systems/render.py`", file=sys.stderr)
             return 1
         return 0
-    readme.write_text(wanted)
+    README.write_text(wanted)
     return 0
 
 

@@ -35,8 +35,8 @@ class Poisson:
 
     Args:
       rate: the probability, in (0, 1].
-      capacity: rows of a batch. More draws than that are cut off, at a probability that costs delta;
-        choose it by `capacity_for`.
+      capacity: rows of a batch. More draws than that are cut off, which costs some of
+        delta: choose it by `capacity_for`.
       num_records: number of records in the data set; public under add/remove adjacency in that
         sums are divided by the expected batch size, ``rate * num_records``, whatever is drawn.
 

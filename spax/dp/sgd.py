@@ -177,7 +177,7 @@ def private_grad(
       loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example.
       l2_clip_norm: the bound C, > 0.
       noise_multiplier: sigma, >= 0; may be traced, at the cost of accounting anew in every step
-        (about 0.2 s). 0: no noise, and epsilon is inf.
+        (half a second). 0: no noise, and epsilon is inf.
       sampling: the rule that batches are drawn by.
       chunk_size: examples differentiated at a time; None: all. Memory against time only.
       axis_name: of a ``shard_map`` or ``vmap`` axis over which each batch is spread (each shard
