@@ -104,7 +104,7 @@ def evasion():
 def gradients():
     """What the hooks recover where a defence hides the gradient, and estimates without any."""
     resized = functools.partial(spax.defenses.randomized_resize, low=24, high=28, out=28)
-    mild = functools.partial(spax.evasion.pgd, eps=0.1, step_size=0.01, steps=20)
+    mild = functools.partial(spax.evasion.pgd, eps=0.1, step_size=0.01, steps=100)
     free = functools.partial(spax.evasion.pgd, eps=0.3, step_size=0.03, steps=20)
 
     return {

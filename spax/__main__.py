@@ -1,39 +1,156 @@
 """The command line: ``spax audit`` and ``spax --version``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from spax._version import __version__
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
+
+_DESCRIPTION = """\
+Attacks and probes models and reports how secure and how private they are. Without --model and
+--data: trains three small networks on the embedded digits (plainly, adversarially, with
+differential privacy) and audits those."""
+
+_EPILOG = """\
+--model runs your code: the module is imported (from the current directory too) and NAME is called.
+NAME is one of
+  a function logits_fn(x): x [B, ...] in the bounds of the data -> logits [B, K];
+  a function that can be called without arguments and returns such a function;
+  a spax.typing.Stochastic, or a spax.audit.Model, or a function that returns one.
+
+--data FILE.npz holds x (or x_test) and y (or y_test), and x_train and y_train where the examples
+that the model was trained on shall be told apart from the others. Pickled arrays are not loaded.
+
+--fail-under [MODEL:]METRIC=LEAST, METRIC one of clean, robust@EPS (accuracy under the worst
+attack; EPS joins the grid) and cw (median l2 distance). Without MODEL: every model. Robustness that
+the masking checks do not trust does not pass.
+
+Exit code: 0 done, 1 a --fail-under was not reached, 2 bad input, 130 interrupted."""
+
+INTERRUPTED = 130
+
+
+class _Usage(Exception):
+    """Arguments that make no sense; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _Usage(f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="spax", description="Secure and private AI: attack, defend, measure, in JAX."
+    )
+    parser.add_argument("--version", action="version", version=f"spax {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    audit = commands.add_parser(
+        "audit",
+        help="attack and probe a model; report how secure and how private it is",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_options(audit)
+    audit.set_defaults(parser=audit)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is audited")
+    what.add_argument(
+        "--model",
+        metavar="PACKAGE.MODULE:NAME",
+        help="the model, or a factory of it; RUNS YOUR CODE (needs --data)",
+    )
+    what.add_argument("--data", metavar="FILE.npz", help="labelled examples (needs --model)")
+    what.add_argument(
+        "--bounds",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="valid range of the inputs (0 1); uint8 images are scaled to it",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--eps",
+        nargs="+",
+        default=[],
+        metavar="EPS",
+        help="radii of the attacks, in the units of the inputs, such as 0.1 0.2 or 8/255",
+    )
+    how.add_argument("--norm", choices=("linf", "l2", "l1"), default="linf", help="(linf)")
+    how.add_argument("--budget", choices=("quick", "standard"), default="quick", help="(quick)")
+    how.add_argument("--max-examples", type=int, metavar="N", help="examples attacked, at most")
+    how.add_argument("--batch-size", type=int, metavar="N", help="examples at a time, at most")
+    how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
+    result = parser.add_argument_group("what comes out")
+    result.add_argument(
+        "--out",
+        default="spax-report",
+        metavar="DIR",
+        help="folder for report.html and report.json (spax-report)",
+    )
+    result.add_argument("--json", action="store_true", help="print report.json instead of a table")
+    result.add_argument("--quiet", action="store_true", help="print neither progress nor table")
+    result.add_argument(
+        "--fail-under",
+        action="append",
+        default=[],
+        metavar="METRIC=LEAST",
+        help="exit with code 1 unless reached, such as robust@0.1=0.5; may be repeated",
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the command line in this process.
+
+    Args:
+      argv: the arguments.
+
+    Returns:
+      The exit code: 0 done, 1 a ``--fail-under`` was not reached, 2 bad input, 130 interrupted.
+    """
+    try:
+        options, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        # Imported here: --version, --help and a slip of the fingers must not wait for JAX.
+        from spax.audit.cli import audit
+
+        return audit(options)
+    except _Usage as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("spax: interrupted; no half-written report is left", file=sys.stderr)
+        return INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code.
+    """The process: `run`, and an end at once where it was interrupted.
 
     Args:
       argv: the arguments; None: those of the process.
 
     Returns:
-      0 when all is well, 1 where ``--fail-under`` was not reached, 2 on bad input.
+      The exit code of `run`.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["audit"]:
-        # Imported here: `spax --version` must not wait for JAX.
-        from spax.audit.cli import main as audit
-
-        return audit(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="spax", description="Secure and private AI: attack, defend, measure, in JAX."
-    )
-    parser.add_argument("--version", action="version", version=f"spax {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True)
-    commands.add_parser(
-        "audit", help="attack and probe a model; report how secure and how private it is"
-    )
-    parser.parse_args(arguments)
-    return 0
+    code = run(sys.argv[1:] if argv is None else argv)
+    if code == INTERRUPTED:
+        # XLA may still compute on its own threads, and crashes if Python is taken down meanwhile.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -63,6 +63,9 @@ def box(bounds: Bounds, x: Array) -> tuple[Array, Array]:
     Returns:
       ``(low, high)``, each of the shape and dtype of ``x``.
 
+    Raises:
+      ValueError: if a bound does not broadcast to ``x``.
+
     Example:
       >>> import jax.numpy as jnp
       >>> low, high = box((0.0, jnp.array([1.0, 2.0])), jnp.zeros((3, 2)))
@@ -203,6 +206,9 @@ def displace(x: Array, delta: Array, bounds: Bounds) -> Array:
       ``x + delta`` rounded towards ``x`` and clipped, so that every entry lies in bounds and no
       entry is farther from ``x`` than ``|delta|``.
 
+    Raises:
+      ValueError: if a bound does not broadcast to ``x``.
+
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[0.5]], jnp.bfloat16)
@@ -265,7 +271,24 @@ def steepest(grad: Array, norm: str, *, blocked: Array | None = None, share: flo
 
 
 def example_keys(key: Key, x: Array) -> Array:
-    """One key per example, ``fold_in(key, i)``: what is drawn for one ignores its neighbours."""
+    """One key per example, ``fold_in(key, i)``: what is drawn for one ignores its neighbours.
+
+    Args:
+      key: a random key.
+      x: ``[B, ...]``; only its length is used.
+
+    Returns:
+      Keys ``[B]``.
+
+    Raises:
+      TypeError: if ``key`` is not a random key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> many, few = (example_keys(jax.random.key(0), jnp.zeros(n)) for n in (3, 1))
+      >>> bool(many[0] == few[0])
+      True
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
 
 

@@ -143,6 +143,9 @@ def lift(preprocess: Callable[..., Any], logits_fn: Callable[..., Any]) -> Any:
     Returns:
       ``logits_fn`` after ``preprocess``; `Stochastic` if either of the two is.
 
+    Raises:
+      TypeError: at a call, if the result is `Stochastic` and the key is not a random key.
+
     Example:
       >>> import jax.numpy as jnp
       >>> f = lift(lambda x: x / 2, lambda x: x + 1)
@@ -191,6 +194,15 @@ def expand(v: Number, x: Array) -> Array:
 
 def wide(x: Array) -> Any:
     """The dtype in which sums over ``x`` are taken: its own, float32 at least.
+
+    Args:
+      x: any floating array.
+
+    Returns:
+      The dtype.
+
+    Raises:
+      AttributeError: if ``x`` has no dtype.
 
     Example:
       >>> import jax.numpy as jnp

@@ -47,6 +47,32 @@ def test_the_measured_figure_comes_from_the_results(entry):
     assert render.measured(entry) in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("text", ["", render.START, f"{render.END}{render.START}"])
+def test_a_readme_without_markers_is_refused(text, tmp_path, monkeypatch, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    monkeypatch.setattr(render, "README", readme)
+    with pytest.raises(SystemExit, match="2"):
+        render.main([])
+    assert f"must contain {render.START} and {render.END}" in capsys.readouterr().err
+    assert readme.read_text() == text
+
+
+def test_the_check_fails_where_the_table_is_stale(tmp_path, monkeypatch, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"Head\n{render.START}\nold\n{render.END}\nTail\n")
+    monkeypatch.setattr(render, "README", readme)
+    assert render.main(["--check"]) == 1
+    assert "stale" in capsys.readouterr().err
+    assert "old" in readme.read_text()
+    assert render.main([]) == 0
+    assert render.main(["--check"]) == 0
+    text = readme.read_text()
+    assert text.startswith("Head\n")
+    assert text.endswith("Tail\n")
+    assert "old" not in text
+
+
 @pytest.mark.parametrize("script", ["systems/render.py", "benchmarks/render.py"])
 def test_the_tables_are_rendered(script):
     done = subprocess.run(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 
 from spax.audit.errors import AuditError
+from spax.audit.numbers import real
 from spax.audit.sections import AuditReport, Measurement
 
 __all__ = ["Gate", "check_names", "failures", "parse"]
@@ -82,12 +83,11 @@ def parse(text: str) -> Gate:
 
 def _number(text: str, number: str) -> float:
     try:
-        value = float(number)
+        return real(number)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise AuditError(f"--fail-under {text!r}: {number!r} is not a number; write {_FORM}")
-    return value
+        raise AuditError(
+            f"--fail-under {text!r}: {number!r} is not a number; write {_FORM}"
+        ) from None
 
 
 def check_names(gates: Iterable[Gate], models: Collection[str]) -> None:
@@ -119,9 +119,13 @@ def failures(gates: Iterable[Gate], report: AuditReport) -> Sequence[str]:
         if not found:
             lines.append(f"{gate.text}: not measured")
         for m in found:
-            if m.value is None or not m.value >= gate.least:
-                value = "not measured" if m.value is None else f"{m.value:.4g}"
-                lines.append(f"{gate.text}: {m.model} has {value}, wanted {gate.least:.4g}")
+            if m.value is None or math.isnan(m.value):
+                lines.append(f"{gate.text}: not measured of {m.model}")
+            elif m.value < gate.least:
+                lines.append(
+                    f"{gate.text}: {m.model} has {m.value:.4g}, {gate.least - m.value:.4g} less "
+                    f"than {gate.least:.4g}"
+                )
             elif gate.metric != "clean" and m.model in doubted:
                 lines.append(f"{gate.text}: {m.model} has {m.value:.4g}, which is not trustworthy")
     return lines

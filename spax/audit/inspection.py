@@ -18,6 +18,12 @@ _EXAMPLES = 8
 # which on accelerators, or between batch sizes, is coarser.
 _SAME_PROGRAM, _SAME_SHAPE, _OTHER_SHAPE = 1e-6, 1e-4, 1e-2
 
+_NOT_TRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
+
 _MARK = (
     "mark a model that draws as spax.typing.Stochastic(fn) with fn(x, key), all its randomness "
     "from the key, or switch its noise and dropout off"
@@ -60,11 +66,17 @@ def _evaluate(program: Any, name: str, model: Model, x: np.ndarray, key: Key) ->
             kind = f"an array of {outputs.dtype}"
         else:
             kind = ""
+    except _NOT_TRACEABLE as error:
+        raise AuditError(
+            f"model {name!r} cannot be traced by JAX, because it asks for the values of its input, "
+            "as NumPy or an `if` on them does; write it in jax.numpy "
+            f"(got {type(error).__name__})"
+        ) from error
     except Exception as error:  # whatever the user's code raises
         raise AuditError(
             f"model {name!r} fails on inputs of shape {x.shape}, {x.dtype} ({one_line(error)}); "
-            "it must take any batch x as logits_fn(x), or be marked spax.typing.Stochastic(fn) "
-            "if it is fn(x, key)"
+            "it must take any batch x as logits_fn(x), with batch normalisation and dropout in "
+            "evaluation mode, or be marked spax.typing.Stochastic(fn) if it is fn(x, key)"
         ) from error
     if kind:
         raise AuditError(
@@ -123,7 +135,7 @@ def _check_purity(
         if (finite != np.isfinite(logits)).any():
             return np.inf
         scale = np.abs(logits[finite]).max(initial=0.0)
-        gap = np.abs(logits - other)[finite].max(initial=0.0)
+        gap = np.abs(logits[finite] - other[finite]).max(initial=0.0)
         return float(gap / scale) if scale else float(gap)
 
     not_deterministic = AuditError(
@@ -141,6 +153,6 @@ def _check_purity(
         if gap > _OTHER_SHAPE:
             raise AuditError(
                 f"model {name!r} is batch-dependent: the logits of an example change with the "
-                "other examples of its batch; put batch normalisation into evaluation mode (stored "
-                f"averages), and {_MARK}"
+                "other examples of its batch; put batch normalisation into evaluation mode, where "
+                "it takes the averages of the training"
             )

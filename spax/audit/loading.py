@@ -32,11 +32,11 @@ def load_model(target: str) -> Model:
       False
     """
     module_name, colon, name = target.partition(":")
-    if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
-        hint = "" if not module_name.endswith(".py") else "; without .py, and dots for slashes"
+    dotted = all(part.isidentifier() for part in module_name.split("."))
+    if not colon or not name or not dotted or module_name.endswith(".py"):
         raise AuditError(
-            f"--model must be package.module:name, such as examples.mnist:model{hint} "
-            f"(got {target!r})"
+            f"--model must be package.module:name, with dots for slashes and without .py, such as "
+            f"examples.mnist:model (got {target!r})"
         )
     found = _attribute(_imported(module_name), module_name, name)
     if not isinstance(found, Stochastic | Model) and _takes_nothing(found):

@@ -27,8 +27,16 @@ __all__ = ["STANDARD", "Probe", "expected_units", "run"]
 
 Probe = Callable[[dict[str, Model], Dataset, Budget, Key], Section]
 
-# About how long the probes take on one small model, for the time left; a new probe may be missing.
-_UNITS = {"clean": 1.5, "robustness": 7.0, "distance": 4.0, "masking": 9.0, "membership": 1.0}
+# About how many seconds the probes take on small models, mostly of compilation, for the time left;
+# a new probe may be missing.
+_UNITS = {
+    "clean": 1.5,
+    "robustness": 6.0,
+    "distance": 9.0,
+    "masking": 13.0,
+    "membership": 0.5,
+    "privacy": 1.5,
+}
 _OTHER = 3.0
 
 
@@ -113,7 +121,12 @@ def run(
             progress.advance(pending, name)
             steps = _Steps(progress, units)
             told = dataclasses.replace(budget, tell=steps)
-            sections.append(probe(models, data, told, jax.random.fold_in(key, i)))
+            found = probe(models, data, told, jax.random.fold_in(key, i))
+            if not isinstance(found, Section):
+                raise AuditError(
+                    f"probe {name} must return a spax.audit.Section (got {type(found).__name__})"
+                )
+            sections.append(found)
             lap(name)
             pending = units - steps.done
         progress.advance(pending, "writing the report")
@@ -204,7 +217,7 @@ def _with_doubts(sections: Sequence[Section]) -> tuple[Section, ...]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("jax", "jaxlib", "numpy", "scipy")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy")
     device = jax.devices()[0]
     return {
         "spax": __version__,

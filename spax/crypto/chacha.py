@@ -182,7 +182,8 @@ def chacha20_block(key: Array, counter: Array, nonce: Array) -> Array:
       '0xade0b876'
 
     References:
-      RFC 8439, section 2.3; the value above is test vector 1 of its appendix A.1.
+      Y. Nir, A. Langley, 2018, RFC 8439, section 2.3; the value above is test vector 1 of its
+      appendix A.1.
     """
     shapes, dtypes = (np.shape(key), np.shape(nonce)), {key.dtype, counter.dtype, nonce.dtype}
     if shapes != ((8,), (3,)) or dtypes != {np.dtype(np.uint32)}:

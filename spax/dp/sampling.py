@@ -85,7 +85,7 @@ def _tail(n: int, rate: float, capacity: int) -> float:
     return min(1.0, max(math.exp(-n * divergence) * (1 + 1e-9), 1e-300))
 
 
-def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float = 1e-12) -> int:
+def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float = 1e-15) -> int:
     """The smallest capacity at which ``steps`` batches overflow with at most a given probability.
 
     Args:
@@ -103,7 +103,7 @@ def capacity_for(num_records: int, rate: float, steps: int, *, overflow: float =
 
     Example:
       >>> capacity_for(60_000, 256 / 60_000, 10_000)
-      404
+      419
 
     References:
       H. Chernoff, A measure of asymptotic efficiency for tests of a hypothesis based on the sum

@@ -1,5 +1,6 @@
 """The one judge of all attacks: success and distance are computed again from their points."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +73,7 @@ def lacks_prediction(outputs: Outputs, batch: int) -> Array:
     bad = jnp.zeros(batch, bool)
     for leaf in jax.tree.leaves(outputs):
         if jnp.shape(leaf)[:1] == (batch,) and jnp.issubdtype(leaf.dtype, jnp.inexact):
-            bad |= jnp.isnan(leaf).reshape(batch, -1).any(axis=1)
+            bad |= jnp.isnan(leaf).any(axis=tuple(range(1, leaf.ndim)))
     return bad
 
 
@@ -93,7 +94,7 @@ def examine(
     predicted = ~lacks_prediction(outputs, x.shape[0])
 
     dtype = wide(x)
-    z = x_adv.astype(dtype).reshape(x.shape[0], -1)
+    z = x_adv.astype(dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
     low, high = (b.astype(dtype).reshape(z.shape) for b in box(bounds, x))
     measured = norm_of(z - x.astype(dtype).reshape(z.shape), norm)
     in_ball = jnp.ones(x.shape[:1], bool)

@@ -73,6 +73,9 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
       three dimensions, the convolution stays as it was. ``benchmarks/convolutions_in_loops.py``
       tells what it gains, and whether a newer jaxlib still needs it.
 
+    Raises:
+      Exception: at a call, whatever tracing ``fn`` raises.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> def loss(w, x):

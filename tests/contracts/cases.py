@@ -9,14 +9,24 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from spax import defenses, dp, evasion, poisoning
 from spax.dp.accounting import rdp
 from spax.evaluation import worst_of
 
+# Compiler options: laws hold however well the code is optimised, and compiling it takes longest.
+QUICK = {"xla_backend_optimization_level": 0}
+
+# The range of each of the two channels of what is attacked.
+BOUNDS = (np.array([0.0, -1.0], np.float32), np.array([1.0, 2.0], np.float32))
+
 
 class Attack(NamedTuple):
-    """An attack on inputs with its arguments; ``eps`` None: minimum norm."""
+    """An attack on inputs within BOUNDS with its arguments; ``eps`` None: minimum norm.
+
+    ``run(logits_fn, x, y, *, key)`` and, unless it is of minimum norm, ``eps``.
+    """
 
     run: Any
     norm: str
@@ -27,7 +37,7 @@ class Attack(NamedTuple):
 
 def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
     targeted = settings.get("targeted", False)
-    run = functools.partial(attack, eps=eps, **settings)
+    run = functools.partial(attack, bounds=BOUNDS, **settings)
     return Attack(run, ball, eps, needs_key=attack is evasion.pgd, targeted=targeted)
 
 
@@ -49,17 +59,27 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
     ),
     "carlini_wagner": (
         Attack(
-            functools.partial(evasion.carlini_wagner, steps=30, search_steps=3, initial_const=1.0),
+            functools.partial(
+                evasion.carlini_wagner, steps=30, search_steps=3, initial_const=1.0, bounds=BOUNDS
+            ),
             "l2",
             None,
         ),
     ),
     "worst_of": (
-        _bounded(
-            worst_of([evasion.fgsm, functools.partial(evasion.bim, steps=2)], targeted=True),
+        Attack(
+            worst_of(
+                [
+                    functools.partial(evasion.fgsm, bounds=BOUNDS, targeted=True),
+                    functools.partial(evasion.bim, steps=2, bounds=BOUNDS, targeted=True),
+                ],
+                bounds=BOUNDS,
+                targeted=True,
+            ),
             "linf",
             0.1,
-        )._replace(targeted=True),
+            targeted=True,
+        ),
     ),
 }
 
@@ -139,21 +159,20 @@ class State(NamedTuple):
 _SAMPLING = dp.Poisson(rate=0.5, capacity=8, num_records=8)
 
 
-@functools.cache
-def _private_step() -> Any:
-    def loss_fn(w: Any, example: Any, key: Any) -> Any:
-        x, y = example
-        return (x @ w - y) ** 2, None
+def _squares(w: Any, example: Any, key: Any) -> Any:
+    x, y = example
+    return (x @ w - y) ** 2, None
 
-    return dp.private_grad(
-        loss_fn, l2_clip_norm=0.5, noise_multiplier=2.0, sampling=_SAMPLING, chunk_size=3
-    )
+
+_STEP = dp.private_grad(
+    _squares, l2_clip_norm=0.5, noise_multiplier=2.0, sampling=_SAMPLING, chunk_size=3
+)
 
 
 def _release(privacy: Any, key: Any) -> Any:
     x = jnp.linspace(-1, 1, 24).reshape(8, 3)
     batch = dp.Batch((x, jnp.arange(8.0)), jnp.arange(8) % 3 > 0)
-    return _private_step()(jnp.ones(3), batch, privacy, key=key)
+    return _STEP(jnp.ones(3), batch, privacy, key=key)
 
 
 def _spend(state: Any, key: Any) -> Any:

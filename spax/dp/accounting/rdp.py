@@ -106,9 +106,8 @@ def subsampled_gaussian(
 
     Example:
       >>> high, low = subsampled_gaussian(noise_multiplier=2.0)
-      >>> i = int(np.searchsorted(ORDERS, 34.0))
-      >>> round(float(high[i]), 4)  # a / (2 sigma^2)
-      4.25
+      >>> bool(np.allclose(high, ORDERS / 8))  # a / (2 sigma^2)
+      True
 
     References:
       I. Mironov, K. Talwar, L. Zhang, Renyi differential privacy of the sampled Gaussian
