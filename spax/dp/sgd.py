@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -273,11 +274,11 @@ def _check_sampling(sampling: Any) -> None:
         )
 
 
-def _above(value: float) -> Array:
+def _above(value: float) -> np.float32:
     """A number >= 0 in float32, rounded up and, unless it is 0, a normal one."""
     if value == 0:
-        return jnp.zeros((), jnp.float32)
-    return jnp.nextafter(jnp.float32(max(value, 1e-37)), jnp.float32(jnp.inf))
+        return np.float32(0)
+    return np.nextafter(np.float32(max(value, 1e-37)), np.float32(np.inf))
 
 
 def _split(key: Any) -> tuple[Any, Key]:

@@ -269,6 +269,19 @@ def test_the_transformation_adds_the_same_noise_and_divides():
 MAKE = partial(dp.private_grad, loss_fn, l2_clip_norm=C, noise_multiplier=SIGMA, sampling=SAMPLING)
 
 
+def test_a_step_made_while_tracing_can_be_kept(problem):
+    params, batch = problem
+    kept = []
+
+    @jax.jit
+    def first(params):
+        kept.append(MAKE())
+        return kept[0](params, batch, start(), key=KEY)[0].grads
+
+    inside, outside = first(params), kept[0](params, batch, start(), key=KEY)[0].grads
+    np.testing.assert_allclose(flat(inside), flat(outside), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
