@@ -76,11 +76,11 @@ def _move(made: pathlib.Path, path: pathlib.Path, aside: pathlib.Path) -> None:
     if not path.exists():
         os.rename(made, path)
         return
-    os.rename(path, aside)
     try:
+        os.rename(path, aside)
         os.rename(made, path)
     except BaseException:
-        if not path.exists():
+        if aside.exists() and not path.exists():
             os.rename(aside, path)
         raise
 
@@ -104,9 +104,9 @@ def _refuse_foreign(path: pathlib.Path) -> None:
         if not path.is_dir():
             raise AuditError(f"{path} is not a folder; name a new folder for the report")
         names = sorted(entry.name for entry in path.iterdir())
+        here = pathlib.Path.cwd()
     except OSError as error:
         raise _unwritable(path, error) from error
-    here = pathlib.Path.cwd()
     if path == here or path in here.parents or os.path.ismount(path):
         raise AuditError(f"{path} cannot be replaced while it is in use; name a folder inside it")
     if names and not (set(names) <= set(FILES) and _is_report(path / "report.json")):

@@ -1,24 +1,27 @@
 """The report as one page that needs nothing else: no network, no script, no font."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
-from spax.audit.render.figures import image_grid, svg
+from spax.audit.render.figures import svg
+from spax.audit.render.images import image_grid
 from spax.audit.render.style import STYLE
 from spax.audit.render.text import (
     Row,
-    clean,
     conclusions,
+    doubted,
+    escaped,
     figure,
     flat,
-    grounds,
     headlines,
     interval,
     label,
+    level,
     measurable,
     plain,
     rows,
+    sentence,
+    split,
 )
 from spax.audit.sections import AuditReport, Measurement, Section, Verdict
 
@@ -51,23 +54,19 @@ def html(report: AuditReport) -> str:
     ]
     links = [(f"s{i}", section.title) for i, section in enumerate(report.sections)]
     links.append(("repeat", "How to repeat it"))
-    menu = "".join(f'<li><a href="#{place}">{_text(title)}</a></li>' for place, title in links)
+    menu = "".join(f'<li><a href="#{place}">{escaped(title)}</a></li>' for place, title in links)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{_text(report.title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<header>\n<h1>{_text(report.title)}</h1>\n{_subtitle(report)}</header>\n"
+        f"<title>{escaped(report.title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<header>\n<h1>{escaped(report.title)}</h1>\n{_subtitle(report)}</header>\n"
         f"{_summary(report)}"
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav>\n'
         f"{''.join(sections)}{_repeat(report)}</main>\n</body>\n</html>\n"
     )
-
-
-def _text(text: object) -> str:
-    return escape(clean(text))
 
 
 def _subtitle(report: AuditReport) -> str:
@@ -77,108 +76,128 @@ def _subtitle(report: AuditReport) -> str:
         what += f" on {plain(report.data['name'])}"
     if "spax" in report.versions:
         what += f", audited with spax {report.versions['spax']}"
-    return f'<p class="subtitle">{_text(what)}</p>\n'
+    if "finished" in report.timings:
+        what += f" on {plain(report.timings['finished'])[:10]}"
+    return f'<p class="subtitle">{escaped(what)}</p>\n'
 
 
 def _summary(report: AuditReport) -> str:
     columns, found = headlines(report)
     verdicts = conclusions(report)
     if not found:
-        return '<section id="summary"><h2>Summary</h2><p>No model was audited.</p></section>\n'
-    judged = '<th scope="col">verdict</th>' if verdicts else ""
-    head = "".join(f'<th scope="col" class="figure">{_text(c)}</th>' for c in columns)
-    body = []
-    for model, figures in found.items():
-        cells = "".join(_cell(figures.get(c)) for c in columns)
-        if judged:
-            cells += f"<td>{_badges(v for v in verdicts if v.model == model)}</td>"
-        body.append(f'<tr><th scope="row">{_model(model)}</th>{cells}</tr>\n')
-    table = _table(
-        f'<thead><tr><th scope="col">model</th>{head}{judged}</tr></thead>\n'
-        f"<tbody>\n{''.join(body)}</tbody>",
-        "Summary",
-    )
+        return '<section id="summary">\n<h2>Summary</h2>\n<p>No model was audited.</p></section>\n'
+    body = [
+        (_name(model), [(escaped(c), figures.get(c)) for c in columns])
+        for model, figures in found.items()
+    ]
+    table = _table("Summary", "model", map(escaped, columns), body)
     note = '<p class="small">In brackets: 95 % confidence intervals.</p>\n' if columns else ""
+    return f'<section id="summary">\n<h2>Summary</h2>\n{table}{note}{_list(verdicts)}</section>\n'
+
+
+def _name(model: str) -> str:
+    """A model's name, kept apart from the text around it where it is written from the right."""
+    return f"<bdi>{escaped(model)}</bdi>" if model else "the data"
+
+
+def _list(verdicts: Sequence[Verdict]) -> str:
+    items = []
+    for v in verdicts:
+        sign, word = _BADGES[level(v)]
+        said = "".join(map(escaped, sentence(v)))
+        items.append(
+            f'<li><span class="badge {level(v)}"><span aria-hidden="true">{sign}</span> {word}'
+            f"</span> <p><strong>{_name(v.model)}</strong>, {said}</p></li>\n"
+        )
+    return f'<ul class="verdicts">\n{"".join(items)}</ul>\n' if items else ""
+
+
+def _table(
+    name: str,
+    corner: str,
+    columns: Iterable[str],
+    body: Iterable[tuple[str, Iterable[tuple[str, Measurement | None]]]],
+) -> str:
+    """A table that scrolls on its own where it is wider than the page, by keyboard too.
+
+    Where the page is narrow, the stylesheet makes a block of each row, in which the cells repeat
+    the heads of their columns; the roles keep it a table for those who hear it.
+
+    Args:
+      name: what it is called for those who do not see it.
+      corner: head of the first column.
+      columns: heads of the others, as HTML.
+      body: by row its head, as HTML, and its cells, each with the head of its column.
+
+    Returns:
+      The table.
+    """
+    columns = list(columns)
+    head = "".join(f'<th scope="col" role="columnheader" class="figure">{c}</th>' for c in columns)
+    lines = "".join(
+        f'<tr role="row"><th scope="row" role="rowheader">{first}</th>'
+        f"{''.join(_cell(column, m) for column, m in cells)}</tr>\n"
+        for first, cells in body
+    )
     return (
-        f'<section id="summary">\n<h2>Summary</h2>\n{table}{note}{_verdicts(verdicts)}</section>\n'
+        f'<div class="scroll" role="region" aria-label="{escaped(name)}" tabindex="0">\n'
+        f'<table class="figures" role="table" style="--columns:{max(len(columns), 1)}">\n'
+        '<thead role="rowgroup"><tr role="row">'
+        f'<th scope="col" role="columnheader">{corner}</th>{head}</tr></thead>\n'
+        f'<tbody role="rowgroup">\n{lines}</tbody>\n</table></div>\n'
     )
 
 
-def _model(name: str) -> str:
-    return _text(name) if name else "the data"
-
-
-def _badges(verdicts: Iterable[Verdict]) -> str:
-    return " ".join(_badge(v.level, label(v.name)) for v in verdicts) or "-"
-
-
-def _badge(level: str, text: str = "") -> str:
-    sign, word = _BADGES.get(level, _BADGES["note"])
-    said = f"{text}: {word}" if text else word
-    kind = level if level in _BADGES else "note"
-    return f'<span class="badge {kind}"><span aria-hidden="true">{sign}</span> {_text(said)}</span>'
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
-    items = "".join(
-        f"<li>{_badge(v.level)} <strong>{_model(v.model)}</strong>, "
-        f"{_text(label(v.name).lower())}: {_text(v.text)}</li>\n"
-        for v in verdicts
-    )
-    return f'<ul class="verdicts">\n{items}</ul>\n' if items else ""
-
-
-def _table(inside: str, name: str) -> str:
-    """A table that scrolls on its own where it is wider than the page, by keyboard too."""
-    return (
-        f'<div class="scroll" role="region" aria-label="{_text(name)}" tabindex="0">'
-        f"<table>\n{inside}\n</table></div>\n"
-    )
-
-
-def _cell(m: Measurement | None) -> str:
+def _cell(column: str, m: Measurement | None) -> str:
+    lines = [f'<span class="column">{column}</span>']
     if m is None:
-        return '<td class="figure">-</td>'
-    range_ = interval(m)
-    lines = f'<span class="value">{_text(figure(m))}</span>'
-    if not measurable(m):
-        lines = f'<span class="missing">{_text(figure(m))}</span>'
-    if range_:
-        lines += f'<span class="interval">{_text(range_)}</span>'
-    if m.note:
-        lines += f'<span class="remark">{_text(m.note)}</span>'
-    return f'<td class="figure">{lines}</td>'
+        lines.append("<span>-</span>")
+    else:
+        kind = "value" if measurable(m) else "missing"
+        lines.append(f'<span class="{kind}">{escaped(figure(m))}</span>')
+        lines += [f'<span class="interval">{escaped(i)}</span>' for i in (interval(m),) if i]
+        kind = "remark doubted" if doubted(m) else "remark"
+        lines += [f'<span class="{kind}">{escaped(note)}</span>' for note in (m.note,) if note]
+    return f'<td class="figure" role="cell">{"".join(lines)}</td>'
 
 
 def _section(section: Section, place: str, models: Sequence[str]) -> str:
-    text = "".join(f"<p>{_text(part)}</p>\n" for part in section.text.split("\n\n") if part.strip())
+    text = "".join(
+        f"<p>{escaped(part)}</p>\n" for part in section.text.split("\n\n") if part.strip()
+    )
+    firsts, rest = split(section.verdicts)
+    checks = _list(firsts)
+    if rest:
+        count = f"{len(rest)} check{'' if len(rest) == 1 else 's'}"
+        checks += f"<details><summary>{count}</summary>\n{_list(rest)}</details>\n"
+    doubt = _doubt(section)
     plots = "".join(
-        f"<figure>\n<h3>{_text(plot.title)}</h3>\n{svg(plot, prefix=f'{place}-{i}')}\n"
-        f"{_caption(plot.caption)}</figure>\n"
+        f"<figure>\n<h3>{escaped(plot.title)}</h3>\n{svg(plot, prefix=f'{place}-{i}')}\n"
+        f"{_caption(plot.caption, doubt)}</figure>\n"
         for i, plot in enumerate(section.plots)
     )
     grids = "".join(
-        f'<figure>\n<h3>{_text(images.title)}</h3>\n<div class="scroll" role="region" '
-        f'aria-label="{_text(images.title)}" tabindex="0">{image_grid(images)}</div>\n'
-        f"{_caption(images.caption)}</figure>\n"
+        f'<figure>\n<h3>{escaped(images.title)}</h3>\n<div class="scroll" role="region" '
+        f'aria-label="{escaped(images.title)}" tabindex="0">\n{image_grid(images)}</div>\n'
+        f"{_caption(images.caption, doubt)}</figure>\n"
         for images in section.images
     )
-    firsts = [v for v in section.verdicts if v not in grounds(section.verdicts)]
-    checks = _verdicts(firsts)
-    rest = grounds(section.verdicts)
-    if rest:
-        checks += f"<details><summary>{len(rest)} checks</summary>\n{_verdicts(rest)}</details>\n"
     return (
-        f'<section id="{place}">\n<h2>{_text(section.title)}</h2>\n{text}{checks}'
-        + (f'<div class="plots">\n{plots}</div>\n' if plots else "")
-        + grids
-        + _measurements(section, models)
-        + "</section>\n"
+        f'<section id="{place}">\n<h2>{escaped(section.title)}</h2>\n{text}{checks}'
+        f'<div class="evidence">\n{plots}{_measurements(section, models)}</div>\n'
+        f"{grids}</section>\n"
     )
 
 
-def _caption(text: str) -> str:
-    return f"<figcaption>{_text(text)}</figcaption>\n" if text else ""
+def _caption(text: str, doubt: str) -> str:
+    return f"<figcaption>{escaped(text)}{doubt}</figcaption>\n" if text or doubt else ""
+
+
+def _doubt(section: Section) -> str:
+    """Names the models whose curves are not to be believed."""
+    models = dict.fromkeys(m.model for m in section.measurements if doubted(m))
+    names = ", ".join(map(_name, models))
+    return f" <strong>Not trustworthy: {names}.</strong>" if names else ""
 
 
 def _measurements(section: Section, models: Sequence[str]) -> str:
@@ -187,25 +206,22 @@ def _measurements(section: Section, models: Sequence[str]) -> str:
         return ""
     present = dict.fromkeys(m.model for m in section.measurements)
     columns = [m for m in models if m in present] + [m for m in present if m not in models]
-    head = "".join(f'<th scope="col" class="figure">{_model(m)}</th>' for m in columns)
-    body = "".join(
-        f'<tr><th scope="row">{_explained(row)}</th>'
-        f"{''.join(_cell(row.cells.get(m)) for m in columns)}</tr>\n"
+    body = (
+        (_explained(row), [(_name(m), row.cells.get(m)) for m in columns])
         for row in rows(section.measurements)
     )
-    return _table(
-        f'<thead><tr><th scope="col">figure</th>{head}</tr></thead>\n<tbody>\n{body}</tbody>',
-        f"{section.title}: figures",
-    )
+    return _table(f"{section.title}: figures", "figure", map(_name, columns), body)
 
 
 def _explained(row: Row) -> str:
     which = ", ".join(value if key == "attack" else f"{key} {value}" for key, value in row.setting)
-    name = _text(label(row.name)) + (f' <span class="which">{_text(which)}</span>' if which else "")
+    name = escaped(label(row.name))
+    if which:
+        name += f' <span class="which">{escaped(which)}</span>'
     definitions = dict.fromkeys(m.definition for m in row.cells.values() if m.definition)
-    said = "".join(f"<p>{_text(d)}</p>" for d in definitions)
-    settings = _settings({name: dict(flat(m.settings)) for name, m in row.cells.items()})
-    return f"<details><summary>{name}</summary>{said}{settings}</details>"
+    said = "".join(f"<p>{escaped(d)}</p>" for d in definitions)
+    said += _settings({name: dict(flat(m.settings)) for name, m in row.cells.items()})
+    return f'<details><summary>{name}</summary><div class="meaning">{said}</div></details>'
 
 
 def _settings(by_model: Mapping[str, Mapping[str, str]]) -> str:
@@ -214,12 +230,18 @@ def _settings(by_model: Mapping[str, Mapping[str, str]]) -> str:
     items = []
     for name in names:
         values = {model: s[name] for model, s in by_model.items() if name in s}
-        same = len(set(values.values())) == 1 and len(values) == len(by_model)
         text = next(iter(values.values()))
-        if not same:
-            text = ", ".join(f"{model or 'data'}: {value}" for model, value in values.items())
-        items.append(f"<div><dt>{_text(name)}</dt><dd>{_text(text)}</dd></div>")
+        if len(set(values.values())) > 1 or len(values) < len(by_model):
+            text = ", ".join(f"{model or 'the data'}: {value}" for model, value in values.items())
+        items.append(f"<div><dt>{escaped(name)}</dt><dd>{escaped(text)}</dd></div>")
     return f"<dl>{''.join(items)}</dl>" if items else ""
+
+
+def _rounded(value: Any) -> Any:
+    """Seconds to the hundredth; `report.json` has all digits."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(v) for name, v in value.items()}
+    return round(value, 2) if isinstance(value, float) else value
 
 
 def _repeat(report: AuditReport) -> str:
@@ -228,7 +250,7 @@ def _repeat(report: AuditReport) -> str:
         ("Settings", report.settings),
         ("Data", report.data),
         ("Versions", report.versions),
-        ("Timings", report.timings),
+        ("Timings", _rounded(report.timings)),
     ]
     return (
         '<section id="repeat">\n<h2>How to repeat it</h2>\n'

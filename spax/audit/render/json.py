@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from spax.audit.render.text import named
 from spax.audit.sections import SCHEMA_VERSION, AuditReport, Images
 
 __all__ = ["SCHEMA", "to_json"]
@@ -60,11 +62,8 @@ def _simple(value: Any) -> Any:
         return [_simple(v) for v in value]
     if isinstance(value, set | frozenset):
         return sorted((_simple(v) for v in value), key=repr)
-    if hasattr(value, "__array__"):
-        array = np.asarray(value)
-        if array.dtype.kind in "biufUS":
-            return _simple(array.tolist())
-        return _simple(array.astype(np.float64).tolist()) if array.dtype.kind == "V" else str(value)
-    # A function or an object: its name, and never its address, which changes from run to run.
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return _simple(value.tolist())
+    return named(value)

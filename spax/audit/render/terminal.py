@@ -1,5 +1,6 @@
 """The report and the progress of the audit on a terminal, or as plain lines where there is none."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,12 +13,18 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from spax.audit.progress import Progress
-from spax.audit.render.text import clean, conclusions, figure, headlines, interval, label
-from spax.audit.sections import AuditReport, Measurement
+from spax.audit.render.text import clean, conclusions, figure, headlines, interval, level, sentence
+from spax.audit.sections import AuditReport, Measurement, Verdict
 
 __all__ = ["console_progress", "print_report"]
 
 _STYLES = {"ok": "green", "note": "blue", "warning": "yellow", "failure": "bold red"}
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+# What takes the place of signs that an encoding may lack.
+_PLAIN = str.maketrans(
+    {"∞": "inf", "\xa0": " ", **{chr(k): f"*{chr(v)}" for v, k in _SUPERSCRIPTS.items()}}
+)
+_ANY_WIDTH = 1_000_000
 
 
 def print_report(
@@ -34,20 +41,21 @@ def print_report(
     console.print()
     console.print(_safe(report.title, console, "bold"))
     if columns and found:
-        table = _summary(columns, found, console)
+        console.print()
+        notes = _Notes()
+        tables = [_summary(columns, found, console, notes, gap) for gap in (2, 1)]
+        anyhow = console.options.update(max_width=_ANY_WIDTH)
+        fitting = [t for t in tables if Extent.get(console, anyhow, t).maximum <= console.width]
         # Too many columns for the width, or names too long: the table on its side.
-        if Extent.get(console, console.options, table).minimum > console.width:
-            table = _sideways(columns, found, console)
-        console.print(table)
+        console.print(fitting[0] if fitting else _sideways(columns, found, console, notes))
+        console.print()
         console.print(_safe("In brackets: 95 % confidence intervals.", console, "dim"))
+        for note, mark in notes.marks.items():
+            console.print(_safe(f"{mark} {note}", console, "dim"))
     verdicts = conclusions(report)
     if verdicts:
         console.print()
-    for verdict in verdicts:
-        line = _safe(f"{verdict.level:<8}", console, _STYLES.get(verdict.level, ""))
-        subject = f"{verdict.model or 'the data'}, {label(verdict.name).lower()}: "
-        line.append(_safe(subject + verdict.text, console))
-        console.print(line)
+        console.print(_judged(verdicts, console))
     if folder is not None:
         page = os.path.join(os.fspath(folder), "report.html")
         console.print()
@@ -59,46 +67,80 @@ def _safe(text: str, console: Console, style: str = "") -> Text:
     """Text as it is, no markup and no control characters, in what the console can encode."""
     text, encoding = clean(text).replace("\n", " "), console.encoding or "utf-8"
     if not encoding.lower().startswith("utf"):
-        text = text.replace("∞", "inf").replace("\xa0", " ")
-        text = text.encode(encoding, "replace").decode(encoding)
+        text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
     return Text(text, style=style, overflow="fold")
 
 
-def _cell(m: Measurement | None, console: Console) -> Text:
-    if m is None:
-        return _safe("-", console)
-    cell = _safe(figure(m), console, "bold")
-    if interval(m):
-        cell.append("\n").append(_safe(interval(m), console, "dim"))
-    return cell
+class _Notes:
+    """Remarks beside figures, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, str] = {}
+
+    def __call__(self, m: Measurement) -> str:
+        if not m.note:
+            return ""
+        return self.marks.setdefault(m.note, str(len(self.marks) + 1).translate(_SUPERSCRIPTS))
 
 
-def _table(heads: list[Text]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+def _table(heads: list[Text], gap: int, *, names: int = 1) -> Table:
+    """A table without lines, whose first columns, so many of them, are names."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", vertical="top", overflow="fold")
+        table.add_column(
+            head, justify="left" if i < names else "right", vertical="top", overflow="fold"
+        )
     return table
 
 
 def _summary(
-    columns: list[str], found: dict[str, dict[str, Measurement]], console: Console
+    columns: list[str],
+    found: dict[str, dict[str, Measurement]],
+    console: Console,
+    notes: _Notes,
+    gap: int,
 ) -> Table:
-    table = _table([_safe("model", console), *(_safe(c, console) for c in columns)])
+    """A row a model: its figures, and below them their intervals."""
+    table = _table([_safe(text, console) for text in ("model", *columns)], gap)
     for model, figures in found.items():
-        name = _safe(model or "the data", console)
-        table.add_row(name, *(_cell(figures.get(c), console) for c in columns))
+        cells = [_safe(model or "the data", console)]
+        for column in columns:
+            cell = _safe("-", console)
+            if (m := figures.get(column)) is not None:
+                cell = _safe(figure(m) + notes(m), console, "bold")
+                cell.append("\n").append(_safe(interval(m), console, "not bold dim"))
+            cells.append(cell)
+        table.add_row(*cells)
     return table
 
 
 def _sideways(
-    columns: list[str], found: dict[str, dict[str, Measurement]], console: Console
+    columns: list[str], found: dict[str, dict[str, Measurement]], console: Console, notes: _Notes
 ) -> Table:
-    table = _table([_safe(text, console) for text in ("model", "figure", "value", "interval")])
+    """A row a figure."""
+    heads = [_safe(text, console) for text in ("model", "figure", "value", "interval")]
+    table = _table(heads, 2, names=2)
     for model, figures in found.items():
-        for i, column in enumerate(c for c in columns if c in figures):
-            m = figures[column]
+        shown = [(column, figures[column]) for column in columns if column in figures]
+        for i, (column, m) in enumerate(shown):
             name = "" if i else model or "the data"
-            table.add_row(*(_safe(t, console) for t in (name, column, figure(m), interval(m))))
+            words = (name, column, figure(m) + notes(m), interval(m))
+            table.add_row(*(_safe(text, console) for text in words))
+        if not shown:
+            table.add_row(_safe(model or "the data", console))
+    return table
+
+
+def _judged(verdicts: list[Verdict], console: Console) -> Table:
+    """The verdicts, each level in a column of its own."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for verdict in verdicts:
+        about, text = sentence(verdict)
+        subject = f"{verdict.model or 'the data'}, {about}"
+        word = level(verdict)
+        table.add_row(_safe(word, console, _STYLES[word]), _safe(subject + text, console))
     return table
 
 
@@ -106,10 +148,10 @@ def console_progress(console: Console, *, clock: Callable[[], float] = time.mono
     """How far the audit is: a bar with the time left, or a plain line for each stage.
 
     Args:
-      console: a rich console; the bar is shown where it is a terminal.
+      console: a rich console; the bar is shown where it is a terminal that can redraw.
       clock: seconds, for the time left.
     """
-    return _BarProgress(console, clock) if console.is_terminal else _Lines(console, clock)
+    return _BarProgress(console, clock) if console.is_interactive else _Lines(console, clock)
 
 
 class _Clock:
@@ -147,22 +189,25 @@ def _duration(seconds: float) -> str:
 
 
 class _Lines:
-    """A plain line whenever what runs changes."""
+    """A plain line when what runs changes, unless the last one is as new."""
+
+    _PAUSE = 1.0  # seconds without a line if not a whole percent was done either
 
     def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self.console, self.clock = console, clock
-        self.state = _Clock(0.0, clock)
-        self.said = ""
+        self.start(0.0)
 
     def start(self, total: float) -> None:
-        self.state, self.said = _Clock(total, self.clock), ""
+        self.state = _Clock(total, self.clock)
+        self.said, self.percent, self.since = "", "", -math.inf
 
     def advance(self, units: float, text: str) -> None:
         self.state.advance(units)
-        if text == self.said:
+        percent, now = f"{100 * self.state.share:3.0f} %", self.clock()
+        if text == self.said or (percent == self.percent and now - self.since < self._PAUSE):
             return
-        self.said = text
-        line = f"{100 * self.state.share:3.0f} %, {_duration(self.state.left)} left: {text}"
+        self.said, self.percent, self.since = text, percent, now
+        line = f"{percent}, {_duration(self.state.left)} left: {text}"
         self.console.print(_safe(line, self.console), soft_wrap=True)
 
     def finish(self) -> None:

@@ -2,32 +2,39 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal
+import os
+from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from html import escape
 from typing import Any
 
 import numpy as np
 
-from spax.audit.sections import AuditReport, Measurement, Verdict
+from spax.audit.sections import LEVELS, AuditReport, Measurement, Verdict
 
 __all__ = [
     "NOT_MEASURABLE",
     "Row",
     "clean",
     "conclusions",
+    "doubted",
+    "escaped",
     "figure",
     "flat",
-    "grounds",
     "headlines",
     "interval",
     "label",
+    "level",
     "measurable",
+    "named",
     "plain",
     "rows",
+    "sentence",
+    "split",
 ]
 
 NOT_MEASURABLE = "not measurable"
-_DIGITS = 4
+_DIGITS = 3
 _ACRONYMS = {w.lower(): w for w in ("AUC", "TPR", "FPR", "FGSM", "PGD", "SPSA")}
 
 
@@ -41,9 +48,24 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() or c in "\n\t\xa0" else "\ufffd" for c in str(text))
 
 
+def escaped(text: object) -> str:
+    """Clean text that stands in HTML or SVG, as content or between quotes.
+
+    Example:
+      >>> escaped("<b>")
+      '&lt;b&gt;'
+    """
+    return escape(clean(text))
+
+
 def measurable(m: Measurement) -> bool:
     """Whether there is a figure."""
     return m.value is not None and not math.isnan(m.value)
+
+
+def doubted(m: Measurement) -> bool:
+    """Whether the figure is not to be believed, as `spax.audit.run` notes beside it."""
+    return m.note.startswith("not trustworthy")
 
 
 def figure(m: Measurement) -> str:
@@ -55,52 +77,61 @@ def figure(m: Measurement) -> str:
     """
     if m.value is None or math.isnan(m.value):
         return NOT_MEASURABLE
-    return _written(m.value, m.kind, _rounds_up(m)) + ("\xa0%" if m.kind == "share" else "")
+    # What promises an upper bound must not promise too little for being rounded.
+    bound = m.name in ("epsilon", "delta") or m.name.endswith("_bound")
+    rounding = ROUND_CEILING if bound else ROUND_HALF_EVEN
+    return _written(m.value, m.kind, rounding, abs(m.value)) + (
+        "\xa0%" if m.kind == "share" else ""
+    )
 
 
 def interval(m: Measurement) -> str:
     """Its 95 % confidence interval, in the unit of the figure; empty where there is none.
 
+    It is rounded outwards, so that it is never narrower than what was found.
+
     Example:
-      >>> interval(Measurement("m", "auc", 0.5, "", low=0.45, high=0.55))
-      '[0.45, 0.55]'
+      >>> interval(Measurement("m", "advantage", 0.05, "", low=-0.0012, high=0.12341))
+      '[-0.002, 0.124]'
     """
     if m.low is None or m.high is None or not measurable(m):
         return ""
-    low, high = (_written(v, m.kind, False) for v in (m.low, m.high))
+    size = max((abs(v) for v in (m.low, m.high) if math.isfinite(v)), default=0.0)
+    low, high = (
+        _written(v, m.kind, rounding, size)
+        for v, rounding in ((m.low, ROUND_FLOOR), (m.high, ROUND_CEILING))
+    )
     return f"[{low}, {high}]"
 
 
-def _rounds_up(m: Measurement) -> bool:
-    """What promises an upper bound must not promise too little for being rounded."""
-    return m.name in ("epsilon", "delta") or m.name.endswith("_bound")
-
-
-def _written(value: float, kind: str, up: bool) -> str:
+def _written(value: float, kind: str, rounding: str, size: float) -> str:
+    """A number to as many decimals as one of the size needs."""
     value = float(value)
     if math.isnan(value):
         return "?"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    rounding = ROUND_CEILING if up else ROUND_HALF_EVEN
     exact = Decimal(repr(value))
     if kind == "count":
         return f"{exact.to_integral_value(rounding):,}"
     if kind == "share":
         return _percentage(100 * exact, rounding)
-    rounded = Context(prec=_DIGITS, rounding=rounding).create_decimal(exact).normalize()
-    if not rounded:
+    if not value:
         return "0"
-    if -5 <= rounded.adjusted() < 9:
+    first = Decimal(repr(float(size))).adjusted()  # the exponent of the first digit
+    if -5 <= first < 9:
+        rounded = exact.quantize(Decimal(1).scaleb(min(first + 1 - _DIGITS, 0)), rounding)
         return f"{rounded:,f}"
-    return f"{rounded:e}".replace("e+", "e")
+    rounded = Context(prec=_DIGITS, rounding=rounding).create_decimal(exact)
+    return f"{rounded.normalize():e}".replace("e+", "e")
 
 
 def _percentage(percent: Decimal, rounding: str) -> str:
     """With one decimal, or as many as it takes not to claim 0 or 100 falsely."""
     for digits in range(1, 5):
         rounded = percent.quantize(Decimal(1).scaleb(-digits), rounding)
-        if rounded not in (0, 100) or rounded == percent:
+        # (an end of an interval, or a bound, that is rounded outwards claims nothing falsely)
+        if rounded not in (0, 100) or rounded == percent or rounding != ROUND_HALF_EVEN:
             break
     return f"{rounded:f}"
 
@@ -117,20 +148,38 @@ def label(name: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting on one line."""
+    """A setting on one line.
+
+    Example:
+      >>> plain((0.1, None, True))
+      '0.1, none, yes'
+    """
     if value is None:
         return "none"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
         return f"{float(value):.6g}".replace("inf", "∞")
-    if isinstance(value, np.ndarray) and value.ndim:
-        value = value.tolist()
     if isinstance(value, Mapping):
         return ", ".join(f"{clean(k)}: {plain(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value))
-    return clean(value)
+    if isinstance(value, str | int | os.PathLike):
+        return clean(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return clean(named(value))
+
+
+def named(value: object) -> str:
+    """A function or an object by its name, never by its address, which changes from run to run.
+
+    Example:
+      >>> named(math.sqrt)
+      'math.sqrt'
+    """
+    known = value if hasattr(value, "__qualname__") else type(value)
+    return f"{known.__module__}.{known.__qualname__}"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -164,22 +213,41 @@ def headlines(report: AuditReport) -> tuple[list[str], dict[str, dict[str, Measu
 
 def conclusions(report: AuditReport) -> list[Verdict]:
     """The verdicts of the summary: the first of each section about each model, by model."""
-    first = [v for section in report.sections for v in _firsts(section.verdicts)]
+    first = [v for section in report.sections for v in split(section.verdicts)[0]]
     order = {name: i for i, name in enumerate(report.models)}
     return sorted(first, key=lambda v: order.get(v.model, len(order)))
 
 
-def grounds(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """What a section's conclusions rest on: all its other verdicts."""
-    first = {id(v) for v in _firsts(verdicts)}
-    return [v for v in verdicts if id(v) not in first]
-
-
-def _firsts(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    found: dict[str, Verdict] = {}
+def split(verdicts: Sequence[Verdict]) -> tuple[list[Verdict], list[Verdict]]:
+    """A section's conclusions, the first verdict about each model, and what they rest on."""
+    models: set[str] = set()
+    parts: tuple[list[Verdict], list[Verdict]] = ([], [])
     for verdict in verdicts:
-        found.setdefault(verdict.model, verdict)
-    return list(found.values())
+        parts[verdict.model in models].append(verdict)
+        models.add(verdict.model)
+    return parts
+
+
+def level(verdict: Verdict) -> str:
+    """How bad it is; a level that nobody knows is a note.
+
+    Example:
+      >>> level(Verdict("m", "robustness", "failure", "not trustworthy"))
+      'failure'
+    """
+    return verdict.level if verdict.level in LEVELS else "note"
+
+
+def sentence(verdict: Verdict) -> tuple[str, str]:
+    """What a verdict says, in front of its text what it is about, if the text does not say so.
+
+    Example:
+      >>> sentence(Verdict("m", "robustness", "ok", "no sign of gradient masking"))
+      ('robustness: ', 'no sign of gradient masking')
+    """
+    about = label(verdict.name).lower()
+    named_already = verdict.text.lower().startswith(about)
+    return "" if named_already else f"{about}: ", clean(verdict.text)
 
 
 @dataclasses.dataclass(frozen=True)
