@@ -59,13 +59,13 @@ class Budget:
     max_examples: int = 600
     batch_size: int = 200
     steps: int = 20
-    restarts: int = 1
+    restarts: int = 3
     distance_examples: int = 100
     distance_steps: int = 200
     distance_rounds: int = 8
     masking_examples: int = 200
     long_steps: int = 100
-    long_restarts: int = 2
+    long_restarts: int = 5
     query_steps: int = 20
     query_draws: int = 32
     eot_draws: int = 4
@@ -81,7 +81,10 @@ class Budget:
             value = getattr(self, field.name)
             if field.type is int and not (isinstance(value, int) and value >= 1):
                 raise AuditError(f"{field.name} must be a whole number >= 1 (got {value!r})")
-        eps = tuple(sorted({float(e) for e in self.eps}))
+        try:
+            eps = tuple(sorted({float(e) for e in self.eps}))
+        except (TypeError, ValueError) as error:
+            raise AuditError(f"eps must be a sequence of numbers > 0 (got {self.eps!r})") from error
         if not all(math.isfinite(e) and e > 0 for e in eps):
             raise AuditError(f"every eps must be a number > 0 (got {list(self.eps)})")
         object.__setattr__(self, "eps", eps)
@@ -120,13 +123,13 @@ STANDARD_BUDGET = Budget(
     name="standard",
     max_examples=2000,
     steps=50,
-    restarts=3,
+    restarts=5,
     distance_examples=500,
     distance_steps=1000,
     distance_rounds=9,
     masking_examples=500,
     long_steps=500,
-    long_restarts=5,
+    long_restarts=10,
     query_steps=50,
     query_draws=128,
     eot_draws=16,

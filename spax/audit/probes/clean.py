@@ -1,9 +1,9 @@
 """How often the model is right when nobody attacks it."""
 
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spax.audit.budget import Budget
@@ -23,15 +23,14 @@ def accuracies(
     """Accuracy by model, on at most ``max_scored`` of the examples."""
     forward = per_architecture(call)
     key_sample, key_model = jax.random.split(key)
-    x, y = sample(x, y, budget.max_scored, key_sample)
+    # They stay on the host: `accuracy` takes batch by batch.
+    examples: tuple[Any, Any] = sample(x, y, budget.max_scored, key_sample)
     found = {}
     for i, (name, model) in enumerate(models.items()):
         budget.say(i / len(models), f"clean accuracy of {name}")
         # Marked so that the key reaches the compiled program; who does not draw ignores it.
         logits_fn = Stochastic(partial(forward, model))
-        found[name] = accuracy(
-            logits_fn, jnp.asarray(x), jnp.asarray(y), key=key_model, batch_size=budget.batch_size
-        )
+        found[name] = accuracy(logits_fn, *examples, key=key_model, batch_size=budget.batch_size)
     return found
 
 

@@ -13,17 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from spax.audit.budget import Budget
 from spax.audit.data import in_batches, sample
 from spax.audit.model import Model, per_architecture
-from spax.audit.probes.robustness import hook
+from spax.audit.probes.robustness import draws, hook, wrong
 from spax.audit.sections import Measurement, Plot, Section, Series, Verdict
 from spax.datasets import Dataset
-from spax.evaluation import binomial_interval, judge, sweep
+from spax.evaluation import binomial_interval
+from spax.evaluation.judging import examine
 from spax.evasion import pgd
-from spax.gradients import spsa
-from spax.losses import cross_entropy, margin, misclassified
+from spax.gradients import canonical_convolutions, spsa
+from spax.losses import cross_entropy, margin
 from spax.norms import sample as sample_ball
 from spax.typing import Array, Key, Stochastic, call
 
@@ -33,6 +35,9 @@ _TRUSTED = 0.01
 """Largest probability of a sign by chance, and largest share of examples that may fail a check."""
 
 _RADII = 5
+
+_AT_FIRST_RADIUS = {"longer", "query", "transfer", "log"}
+"""What is found by attacks within the headline radius alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,34 +67,18 @@ def masking(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
       The section "masking", whose verdict "robustness" of a model is "ok" or "failure".
     """
     budget = budget.for_bounds(data.bounds)
-    key_sample, key_attack, key_log, key_transfer = jax.random.split(key, 4)
+    key_sample, key_attacks = jax.random.split(key)
     x, y = sample(data.x_test, data.y_test, budget.masking_examples, key_sample)
     radii = _growing_radii(x, data.bounds, budget)
-    program = per_architecture(partial(_attack, radii=radii, budget=budget, bounds=data.bounds))
-    of_log = per_architecture(partial(_attack_log, budget=budget, bounds=data.bounds))
-    look = per_architecture(lambda f, x, y, key: misclassified(call(f, x, key), y))
-
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for i, (name, model) in enumerate(models.items()):
-        budget.say(i / len(models), f"masking checks of {name}")
-        run = partial(in_batches, y=y, batch_size=budget.batch_size)
-        found[name] = dict(run(partial(program, model), x, key=key_attack))
-        if _are_probabilities(found[name]["outputs"]):
-            found[name]["log"] = run(partial(of_log, model), x, key=key_log)
-    for name, model in models.items():
-        run = partial(in_batches, y=y, batch_size=budget.batch_size, key=key_transfer)
-        found[name]["transfer"] = np.zeros(len(x), bool)
-        for other, f in found.items():
-            if other != name:
-                found[name]["transfer"] |= run(partial(look, model), f["x_adv"])
-
     measurements: list[Measurement] = []
     verdicts: list[Verdict] = []
-    for name, f in found.items():
-        checks = _checks(f, budget, alone=len(models) == 1)
+    growth: list[Series] = []
+    for name, f in _evidence(models, x, y, radii, data.bounds, budget, key_attacks).items():
+        checks = _checks(f, budget)
         verdicts.append(_overall(name, checks))
         verdicts += [Verdict(name, c.name, "failure" if c.sign else "ok", c.text) for c in checks]
-        measurements += _measurements(name, f, budget)
+        measurements += _measurements(name, f, budget, draws(models[name], budget))
+        growth.append(_growth(name, f, radii))
     return Section(
         "masking",
         "Can the robust accuracy be trusted?",
@@ -102,13 +91,48 @@ def masking(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
                 "Success of PGD as the ball grows to the whole box",
                 f"eps ({budget.norm})",
                 "share misclassified",
-                tuple(_growth(name, f, radii) for name, f in found.items()),
+                tuple(growth),
                 log="x",
                 caption="The last radius is the diameter of the box: there an attack that is not "
                 "misled reaches 100 %.",
             ),
         ),
     )
+
+
+def _evidence(
+    models: dict[str, Model],
+    x: np.ndarray,
+    y: np.ndarray,
+    radii: tuple[float, ...],
+    bounds: tuple[float, float],
+    budget: Budget,
+    key: Key,
+) -> dict[str, dict[str, np.ndarray]]:
+    """What every attack found on each model: which examples are wrong after it, and the like."""
+    key_attack, key_log, key_transfer = jax.random.split(key, 3)
+    program = per_architecture(partial(_attack, radii=radii, budget=budget, bounds=bounds))
+    of_log = per_architecture(partial(_attack_log, budget=budget, bounds=bounds))
+    look = per_architecture(lambda f, x, y, key: wrong(call(f, x, key), y))
+    run = partial(in_batches, y=y, batch_size=budget.batch_size)
+
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for i, (name, model) in enumerate(models.items()):
+        budget.say(i / len(models), f"masking checks of {name}")
+        found[name] = dict(run(partial(program, model), x, key=key_attack))
+        if _are_probabilities(found[name]["outputs"]):
+            found[name]["log"] = run(partial(of_log, model), x, key=key_log)
+    if len(models) > 1:
+        for name, model in models.items():
+            there = [f["x_adv"] for other, f in found.items() if other != name]
+            tried = [run(partial(look, model), z, key=key_transfer) for z in there]
+            found[name]["transfer"] = np.any(tried, axis=0)
+    for f in found.values():
+        # What is wrong as it is needs no attack, and one that starts elsewhere may miss it.
+        f["growing"] = f["growing"] | f["wrong"][:, None]
+        for attack in _AT_FIRST_RADIUS & f.keys():
+            f[attack] = f[attack] | f["wrong"]
+    return found
 
 
 def _corner(size: int, norm: str) -> float:
@@ -134,46 +158,31 @@ def _attack(
     bounds: Any,
 ) -> Mapping[str, Array]:
     """What each attack achieves on one batch; all but ``growing`` at the first radius."""
-    keys = iter(jax.random.split(key, 8))
+    keys = iter(jax.random.split(key, 7))
     eps, norm = radii[0], budget.norm
-    common = {"norm": norm, "bounds": bounds}
+    ball = {"norm": norm, "bounds": bounds}
     gradient = hook(logits_fn, budget)
+    attack = partial(pgd, logits_fn, x, y, criterion=wrong, gradient=gradient, **ball)
 
-    def succeeds(x_adv: Array) -> Array:
-        return judge(logits_fn, x, x_adv, y, key=next(keys), eps=eps, **common).success
+    @canonical_convolutions
+    def grown(given: tuple[Array, Key]) -> Array:
+        eps, key = given
+        key_attack, key_look = jax.random.split(key)
+        z = attack(key=key_attack, eps=eps, steps=budget.steps, restarts=budget.restarts)
+        return _wrong_within(logits_fn, x, z, y, key_look, eps=eps, **ball)
 
-    growing = sweep(
-        partial(pgd, steps=budget.steps, gradient=gradient, **common),
-        logits_fn,
-        x,
-        y,
-        key=next(keys),
-        eps=radii,
-        **common,
+    growing = lax.map(
+        grown, (jnp.asarray(radii, x.dtype), jax.random.split(next(keys), len(radii)))
     )
-    longer = pgd(
-        logits_fn,
-        x,
-        y,
-        key=next(keys),
-        eps=eps,
-        steps=budget.long_steps,
-        restarts=budget.long_restarts,
-        gradient=gradient,
-        **common,
-    )
+    longer = attack(key=next(keys), eps=eps, steps=budget.long_steps, restarts=budget.long_restarts)
     # Directions of signs whose length is half the radius: fine structure is averaged out.
     half = eps / (2 * _corner(x[0].size, norm))
-    query = pgd(
-        logits_fn,
-        x,
-        y,
+    query = attack(
         key=next(keys),
         eps=eps,
         steps=budget.query_steps,
         loss=margin,
         gradient=spsa(budget.query_draws, half),
-        **common,
     )
     # Where PGD starts: at x itself a symmetry may make a gradient zero.
     key_start, key_look = jax.random.split(next(keys))
@@ -186,13 +195,32 @@ def _attack(
     _, grad, outputs = gradient(Stochastic(loss), start, key_look)
     flat = grad.reshape(len(x), -1)
     return {
-        "growing": growing.success.T,
-        "longer": succeeds(longer),
-        "query": succeeds(query),
+        "wrong": wrong(call(logits_fn, x, next(keys)), y),
+        "growing": growing.T,
+        "longer": _wrong_within(logits_fn, x, longer, y, next(keys), eps=eps, **ball),
+        "query": _wrong_within(logits_fn, x, query, y, next(keys), eps=eps, **ball),
         "x_adv": longer,
         "dead": ~jnp.isfinite(flat).all(axis=1) | (flat == 0).all(axis=1),
         "outputs": outputs,
     }
+
+
+def _wrong_within(
+    logits_fn: Any, x: Array, z: Array, y: Array, key: Key, *, eps: Any, norm: str, bounds: Any
+) -> Array:
+    """Whether points that keep to ball and box are not classified correctly."""
+    seen = examine(
+        call(logits_fn, z, key),
+        x,
+        z,
+        y,
+        norm=norm,
+        eps=eps,
+        bounds=bounds,
+        targeted=False,
+        criterion=None,
+    )
+    return seen.valid & (seen.fooled | ~seen.predicted)
 
 
 def _attack_log(
@@ -216,10 +244,11 @@ def _attack_log(
         key=key_attack,
         steps=budget.steps,
         restarts=budget.long_restarts,
+        criterion=wrong,
         gradient=hook(logits_fn, budget),
         **ball,
     )
-    return judge(logits_fn, x, x_adv, y, key=key_judge, **ball).success
+    return _wrong_within(logits_fn, x, x_adv, y, key_judge, **ball)
 
 
 def _are_probabilities(outputs: np.ndarray) -> bool:
@@ -247,28 +276,29 @@ def _percent(successes: np.ndarray) -> str:
     return f"{100 * successes.mean():.0f} %"
 
 
-def _checks(found: Mapping[str, np.ndarray], budget: Budget, *, alone: bool) -> list[_Check]:
+def _checks(found: Mapping[str, np.ndarray], budget: Budget) -> list[_Check]:
     base, box = found["growing"][:, 0], found["growing"][:, -1]
-    queries = found["query"] | found["transfer"]
-    how = "SPSA" if alone else "SPSA or points made on the other models"
-    dead = found["dead"]
+    queries, how, dead = found["query"], "SPSA", found["dead"]
+    if "transfer" in found:
+        queries, how = queries | found["transfer"], "SPSA or points made on the other models"
     checks = [
         _Check(
             "black_box",
             _beats(queries, base),
-            f"without gradients ({how}) {_percent(queries)} are fooled, "
+            f"without gradients ({how}) {_percent(queries)} are misclassified, "
             f"with gradients (PGD) {_percent(base)}",
         ),
         _Check(
             "longer_attack",
             _beats(found["longer"], base),
-            f"{budget.long_restarts} x {budget.long_steps} steps fool {_percent(found['longer'])}, "
-            f"{budget.steps} steps {_percent(base)}",
+            f"after {budget.long_restarts} x {budget.long_steps} steps "
+            f"{_percent(found['longer'])} are misclassified, "
+            f"after {budget.restarts} x {budget.steps} {_percent(base)}",
         ),
         _Check(
             "whole_box",
             _frequent(~box),
-            f"{_percent(box)} are fooled when the ball is the whole box",
+            f"{_percent(box)} are misclassified when the ball is the whole box",
         ),
         _Check(
             "gradients",
@@ -281,8 +311,9 @@ def _checks(found: Mapping[str, np.ndarray], budget: Budget, *, alone: bool) -> 
             _Check(
                 "probabilities",
                 True,
-                "the model returns probabilities, where the loss saturates; on log(p) PGD fools "
-                f"{_percent(found['log'])}, on p {_percent(base)}; return the logits",
+                "the model returns probabilities, where the loss saturates; after PGD on log(p) "
+                f"{_percent(found['log'])} are misclassified, on p {_percent(base)}; "
+                "return the logits",
             )
         )
     return checks
@@ -297,11 +328,14 @@ def _overall(name: str, checks: list[_Check]) -> Verdict:
     return Verdict(name, "robustness", "failure", "robustness not trustworthy: " + "; ".join(signs))
 
 
-def _measurements(name: str, found: Mapping[str, np.ndarray], budget: Budget) -> list[Measurement]:
-    eps, n = budget.headline_eps, len(found["dead"])
-    settings = {"eps": eps, "norm": budget.norm, "examples": n}
+def _measurements(
+    name: str, found: Mapping[str, np.ndarray], budget: Budget, draws: Mapping[str, int]
+) -> list[Measurement]:
+    sizes = {"norm": budget.norm, "examples": len(found["dead"]), **draws}
+    settings = sizes | {"eps": budget.headline_eps}
+    as_there = {"steps": budget.steps, "restarts": budget.restarts}
     attacks = {
-        "pgd": (found["growing"][:, 0], "PGD as in the robust accuracy", {"steps": budget.steps}),
+        "pgd": (found["growing"][:, 0], "PGD as in the robust accuracy", as_there),
         "longer": (
             found["longer"],
             "a longer PGD with restarts",
@@ -313,7 +347,7 @@ def _measurements(name: str, found: Mapping[str, np.ndarray], budget: Budget) ->
             {"steps": budget.query_steps, "draws": budget.query_draws},
         ),
     }
-    if found["transfer"].any():
+    if "transfer" in found:
         attacks["transfer"] = (found["transfer"], "the longer PGD's points on the other models", {})
     if "log" in found:
         attacks["log"] = (
@@ -342,7 +376,7 @@ def _measurements(name: str, found: Mapping[str, np.ndarray], budget: Budget) ->
             "whole_box_success",
             found["growing"][:, -1],
             "Share of test examples that PGD makes misclassified when the ball is the whole box.",
-            {"attack": "pgd", "norm": budget.norm, "steps": budget.steps, "examples": n},
+            sizes | {"attack": "pgd"} | as_there,
         )
     )
     rows.append(

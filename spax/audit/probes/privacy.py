@@ -40,7 +40,8 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
     """The epsilon spent, what it allows an attacker, and whether the measured attack keeps to it.
 
     delta is ``min(1e-5, 1 / (10 n))`` for n records. An attack that tells members from others
-    better than epsilon allows refutes the receipt: the verdict is then "failure".
+    better than epsilon allows refutes the receipt: the verdict is then "failure". A receipt that
+    counts no release, or fewer records than the data have members, is a "warning".
 
     Args:
       models: the models by name; `spax.audit.Model.privacy` is the receipt.
@@ -76,7 +77,8 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
             bounds = _bounds(spent, delta, measured.get(name))
             measurements.append(_account(name, receipt, spent, delta))
             measurements += [_row(name, bound, spent, delta) for bound in bounds]
-            verdicts.append(_verdict(name, bounds, spent, delta, name in measured))
+            doubt = _doubt(receipt, data)
+            verdicts.append(_verdict(name, bounds, spent, delta, doubt, name in measured))
         else:
             measurements.append(_no_promise(name))
             verdicts.append(Verdict(name, "privacy", "note", "no promise of privacy came with it"))
@@ -202,8 +204,19 @@ def _row(name: str, bound: _Bound, spent: float, delta: float) -> Measurement:
     )
 
 
+def _doubt(receipt: PrivacyState, data: Dataset) -> str:
+    """What makes a receipt one that cannot be this model's; empty: nothing."""
+    members = 0 if data.x_train is None else len(data.x_train)
+    records = receipt.sampling.num_records
+    if int(receipt.steps) == 0:
+        return "counts no release: take the state after the training, not the one before"
+    if receipt.spent.unit == "record" and members > records:
+        return f"is for {records} records, and the data have {members} training examples"
+    return ""
+
+
 def _verdict(
-    name: str, bounds: list[_Bound], spent: float, delta: float, measured: bool
+    name: str, bounds: list[_Bound], spent: float, delta: float, doubt: str, measured: bool
 ) -> Verdict:
     if math.isinf(spent):
         return Verdict(name, "privacy", "failure", "the receipt promises nothing: epsilon is ∞")
@@ -217,6 +230,8 @@ def _verdict(
             f"an attack on membership does better than {promise} allows: the receipt is not this "
             "model's, the training broke its rules, or members and others differ otherwise",
         )
+    if doubt:
+        return Verdict(name, "privacy", "warning", f"{promise}, but the receipt {doubt}")
     if not measured:
         return Verdict(name, "privacy", "note", f"{promise}; membership was not measured")
     return Verdict(

@@ -15,9 +15,10 @@ from spax.datasets import Dataset
 from spax.evaluation import Curve, radius_curve, sweep
 from spax.evasion import fgsm, pgd
 from spax.gradients import eot, exact
-from spax.typing import Array, Gradient, Key, Stochastic
+from spax.losses import hits
+from spax.typing import Array, Gradient, Key, Outputs, Stochastic
 
-__all__ = ["hook", "robustness"]
+__all__ = ["draws", "hook", "robustness", "wrong"]
 
 _MEANING = {
     "fgsm": "no point found by one gradient step (FGSM)",
@@ -29,6 +30,16 @@ _MEANING = {
 def hook(logits_fn: Any, budget: Budget) -> Gradient:
     """How gradients of a model are taken: averaged over a few draws if it draws."""
     return eot(budget.eot_draws) if isinstance(logits_fn, Stochastic) else exact
+
+
+def draws(model: Model, budget: Budget) -> dict[str, int]:
+    """What the settings of a figure say about `hook`."""
+    return {"eot_draws": budget.eot_draws} if model.draws else {}
+
+
+def wrong(outputs: Outputs, y: Array) -> Array:
+    """The criterion of an attack: the label is not predicted. NaN logits predict nothing."""
+    return ~hits(outputs, y)
 
 
 def robustness(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -> Section:
@@ -58,7 +69,7 @@ def robustness(models: dict[str, Model], data: Dataset, budget: Budget, key: Key
         for attack, distance in distances.items():
             # The radii as the attacks had them: a rounded 200.1 may exceed the number by 1e-5.
             curve = radius_curve(distance, [0.0, *eps.astype(np.float64)])
-            measurements += _accuracies(name, attack, curve, budget)
+            measurements += _accuracies(name, attack, curve, budget, draws(model, budget))
             if attack == "worst":
                 series.append(_series(name, curve))
     return Section(
@@ -91,6 +102,7 @@ def _nearest(
             pgd,
             norm=budget.norm,
             bounds=bounds,
+            criterion=wrong,
             gradient=gradient,
             steps=budget.steps,
             restarts=budget.restarts,
@@ -112,8 +124,10 @@ def _nearest(
     }
 
 
-def _accuracies(name: str, attack: str, curve: Curve, budget: Budget) -> list[Measurement]:
-    settings = {"attack": attack, "norm": budget.norm, "examples": curve.n}
+def _accuracies(
+    name: str, attack: str, curve: Curve, budget: Budget, draws: Mapping[str, int]
+) -> list[Measurement]:
+    settings: dict[str, Any] = {"attack": attack, "norm": budget.norm, "examples": curve.n, **draws}
     if attack != "fgsm":
         settings |= {"steps": budget.steps, "restarts": budget.restarts, "loss": "cross-entropy"}
         settings |= {"step_size": "2.5 eps / steps"}

@@ -1,0 +1,76 @@
+"""Gradients that are hidden, in the ways that papers have seen, and in every norm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spax.audit import Model
+from spax.audit.probes import masking
+from spax.audit.probes.masking import _are_probabilities, _beats, _frequent
+from tests.audit import linear
+from tests.audit.probes.reading import BUDGET, LINEAR, figures, probe, verdict
+
+HIDDEN = {
+    "no gradient": lambda x: jax.lax.stop_gradient(linear.logits_fn(x)),
+    "a softmax that has saturated": lambda x: jax.nn.softmax(1e4 * linear.logits_fn(x)),
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_zero_gradient_is_a_sign(how):
+    section = probe(masking, Model(HIDDEN[how]))
+    assert verdict(section, "gradients") == "failure"
+    assert verdict(section, "robustness") == "failure"
+
+
+def test_logits_of_any_scale_are_attacked_as_well():
+    """float32 rounds their softmax to 0 and 1, and the gradient keeps its direction."""
+    data = linear.data()
+    section = probe(masking, Model(lambda x: 1e4 * linear.logits_fn(x)), data)
+    assert verdict(section, "robustness") == "ok"
+    exact = linear.robust_accuracy(data.x_test, data.y_test, BUDGET.headline_eps)
+    base = figures(section, "checked_robust_accuracy")[0]
+    assert (base.settings["attack"], base.value) == ("pgd", exact)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_open_model_is_trusted_in_other_norms(norm):
+    eps = {"l2": (0.1, 0.2), "l1": (0.2, 0.4)}[norm]
+    budget = dataclasses.replace(BUDGET, norm=norm, eps=eps, steps=20)
+    section = probe(masking, LINEAR, budget=budget)
+    assert {v.level for v in section.verdicts} == {"ok"}
+
+
+def test_alone_there_is_nothing_to_transfer():
+    one, two = probe(masking, LINEAR), probe(masking, {"m": LINEAR, "n": LINEAR})
+    attacks = [
+        {m.settings.get("attack") for m in figures(s, "checked_robust_accuracy")}
+        for s in (one, two)
+    ]
+    assert attacks[1] - attacks[0] == {"transfer"}
+
+
+def test_a_rival_beats_by_more_than_chance():
+    """McNemar: of k discordant pairs all on one side, chance explains 2 ** -k."""
+    base = np.zeros(40, bool)
+    for gained in range(12):
+        rival = np.arange(40) < gained
+        assert _beats(rival, base) == (gained > 0 and 0.5**gained < 0.01)
+    assert not _beats(base, base)
+    assert not _beats(base, ~base)
+
+
+def test_a_share_is_frequent_when_the_interval_says_so():
+    """Clopper-Pearson: k of 100 exceeds 1 % with confidence 97.5 % from k = 4 on."""
+    assert [_frequent(np.arange(100) < k) for k in range(6)] == [False] * 4 + [True] * 2
+
+
+def test_probabilities_are_known_by_their_rows():
+    p = np.array([[0.2, 0.8], [1.0, 0.0]], np.float32)
+    assert _are_probabilities(p)
+    for other in (np.log(p + 1e-3), p - [[0.3, -0.3]], 2 * p, p * np.nan):
+        assert not _are_probabilities(other)
+    assert not _are_probabilities(np.asarray(jnp.asarray(p).at[0].set(jnp.array([0.2, 0.4]))))
