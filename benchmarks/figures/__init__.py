@@ -1,0 +1,1 @@
+"""The measured figures of the systems table, a module each."""
