@@ -26,14 +26,15 @@ def scores(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Scores of members and non-members by model: the negative loss, larger for likelier members.
 
-    An example without a loss (NaN) gets the score of the least likely member.
+    An example without a loss (NaN) gets the score of the least likely member. Which examples are
+    scored does not depend on the key, so that all probes report on the same ones.
 
     Raises:
       ValueError: if the members are not known.
     """
     if data.x_train is None or data.y_train is None:
         raise ValueError(f"{data.name!r} has no members: x_train and y_train are None")
-    key_sample, key_model = jax.random.split(key)
+    key_sample = jax.random.key(0)
     parts = [
         sample(data.x_train, data.y_train, budget.max_scored, key_sample),
         sample(data.x_test, data.y_test, budget.max_scored, key_sample),
@@ -43,7 +44,7 @@ def scores(
     for i, (name, model) in enumerate(models.items()):
         budget.say(i / len(models), f"membership in the training data of {name}")
         inside, outside = (
-            in_batches(partial(program, model), x, y, key=key_model, batch_size=budget.batch_size)
+            in_batches(partial(program, model), x, y, key=key, batch_size=budget.batch_size)
             for x, y in parts
         )
         # (nan_to_num would make the infinite ones finite)

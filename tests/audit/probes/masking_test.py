@@ -11,18 +11,71 @@ from spax.audit import Model
 from spax.audit.probes import masking
 from spax.audit.probes.masking import _are_probabilities, _beats, _frequent
 from tests.audit import linear
-from tests.audit.probes.reading import BUDGET, LINEAR, figures, probe, verdict
+from tests.audit.probes.reading import BUDGET, LINEAR, figure, figures, probe, verdict
 
-HIDDEN = {
-    "no gradient": lambda x: jax.lax.stop_gradient(linear.logits_fn(x)),
-    "a softmax that has saturated": lambda x: jax.nn.softmax(1e4 * linear.logits_fn(x)),
+
+def test_a_linear_model_is_trusted():
+    section = probe(masking, LINEAR)
+    assert {v.level for v in section.verdicts} == {"ok"}
+    assert figure(section, "whole_box_success").value == 1
+    assert figure(section, "dead_gradients").value == 0
+
+
+def rounded(x):
+    return linear.logits_fn(jnp.round(x * 50) / 50)
+
+
+@jax.custom_vjp
+def _backwards(x):
+    return x
+
+
+_backwards.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+MASKED = {
+    "rounding": (rounded, "gradients"),
+    "a gradient of the wrong sign": (lambda x: linear.logits_fn(_backwards(x)), "black_box"),
+    "probabilities": (lambda x: jax.nn.softmax(linear.logits_fn(x)), "probabilities"),
 }
 
 
-@pytest.mark.parametrize("how", HIDDEN)
-def test_a_zero_gradient_is_a_sign(how):
-    section = probe(masking, Model(HIDDEN[how]))
+@pytest.mark.parametrize("how", MASKED)
+def test_masked_gradients_are_found_out(how):
+    logits_fn, check = MASKED[how]
+    section = probe(masking, Model(logits_fn))
+    assert verdict(section, "robustness") == "failure"
+    assert verdict(section, check) == "failure"
+    (text,) = [v.text for v in section.verdicts if v.name == "robustness"]
+    assert text.startswith("robustness not trustworthy")
+
+
+def test_probabilities_are_attacked_by_their_logarithm():
+    section = probe(masking, Model(MASKED["probabilities"][0]))
+    (log,) = [
+        m for m in figures(section, "checked_robust_accuracy") if m.settings["attack"] == "log"
+    ]
+    data = linear.data()
+    assert log.value == linear.robust_accuracy(data.x_test, data.y_test, BUDGET.headline_eps)
+
+
+def test_points_made_on_another_model_count_against_a_masked_one():
+    """Rounded finely, the neighbour's gradients are as good as its own would be."""
+    section = probe(masking, {"masked": Model(rounded), "open": LINEAR})
+    assert verdict(section, "robustness", "masked") == "failure"
+    assert verdict(section, "robustness", "open") == "ok"
+    assert verdict(section, "black_box", "masked") == "failure"
+
+
+def test_no_gradient_is_a_sign():
+    section = probe(masking, Model(lambda x: jax.lax.stop_gradient(linear.logits_fn(x))))
     assert verdict(section, "gradients") == "failure"
+    assert verdict(section, "robustness") == "failure"
+
+
+def test_a_softmax_that_has_saturated_is_not_trusted():
+    """Its gradient is rounding noise, or zero, as the compiler likes."""
+    section = probe(masking, Model(lambda x: jax.nn.softmax(1e4 * linear.logits_fn(x))))
+    assert verdict(section, "probabilities") == "failure"
     assert verdict(section, "robustness") == "failure"
 
 

@@ -3,26 +3,24 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from scipy import stats
 
 from spax import dp
-from spax.audit import Model
+from spax.audit import AuditError, Model
 from spax.audit.probes import membership, privacy
-from spax.audit.probes.membership import scores
 from spax.dp.accounting import rdp
 from tests.audit import linear
-from tests.audit.probes.reading import LINEAR, figure, figures, probe, verdict
+from tests.audit.probes.reading import LINEAR, figure, figures, memorising, probe, verdict
 
 MEMBERS = 60
 
 
-def receipt(records=MEMBERS, steps=10, unit="record"):
+def receipt(records=MEMBERS, steps=10, unit="record", noise_multiplier=20.0):
     state = dp.init_privacy(dp.Poisson(0.5, records, records), unit=unit)
-    _, spent = rdp.update(state.spent, noise_multiplier=20.0, sampling_rate=0.5, steps=steps)
+    _, spent = rdp.update(
+        state.spent, noise_multiplier=noise_multiplier, sampling_rate=0.5, steps=steps
+    )
     return dataclasses.replace(state, spent=spent, steps=jnp.int32(steps))
 
 
@@ -77,33 +75,51 @@ def test_members_that_are_part_of_the_records_are_fine():
     assert verdict(probe(privacy, private(records=MEMBERS + 1)), "privacy") == "ok"
 
 
-def test_the_area_is_that_of_mann_and_whitney():
-    """On losses that are computed in 64 bits, log(1 + e^-m) of the margin m."""
+def test_the_account_and_what_it_allows():
+    privacy_state = receipt()
+    section = probe(privacy, dataclasses.replace(LINEAR, privacy=privacy_state))
+    account = figure(section, "epsilon")
+    assert account.settings["delta"] == 1e-5  # below 1 / (10 n)
+    assert account.value == float(dp.epsilon(privacy_state, 1e-5))
+    assert (account.settings["adjacency"], account.settings["unit"]) == ("add_remove", "record")
+    assert account.settings["sampler"] == "poisson"
+    assert account.settings["releases"] == 10
+    bound = figure(section, "membership_advantage_bound")
+    assert bound.note.startswith("measured")
+    assert verdict(section, "privacy") == "ok"
+    (plot,) = section.plots
+    assert plot.series[0].x == (account.value,)
+
+
+def test_delta_shrinks_with_many_records():
+    many = dataclasses.replace(LINEAR, privacy=receipt(records=1_000_000))
+    assert figure(probe(privacy, many), "epsilon").settings["delta"] == 1e-7
+
+
+def test_a_receipt_that_the_attack_refutes_fails():
     data = linear.data()
-    budget = dataclasses.replace(linear.TINY, max_scored=MEMBERS)
-    section = probe(membership, LINEAR, data, budget)
-
-    def negative_loss(x, y):
-        return -np.log1p(np.exp(-2 * linear.scores(x) * (2 * y - 1)))
-
-    inside = negative_loss(data.x_train, data.y_train)
-    outside = negative_loss(data.x_test, data.y_test)
-    statistic = stats.mannwhitneyu(inside, outside).statistic
-    area = figure(section, "membership_auc")
-    assert area.value == pytest.approx(statistic / (len(inside) * len(outside)), abs=1e-9)
-    gain = figure(section, "membership_advantage")
-    found = [(s >= inside.mean()).mean() for s in (inside, outside)]
-    assert gain.settings["threshold"] == pytest.approx(inside.mean(), rel=1e-5)
-    assert gain.value == pytest.approx(found[0] - found[1], abs=1e-9)
+    liar = Model(memorising(data), privacy=receipt(steps=1, noise_multiplier=50.0))
+    section = probe(privacy, liar, data)
+    assert figure(section, "epsilon").value < 0.5
+    assert verdict(section, "privacy") == "failure"
 
 
-def test_an_example_without_a_loss_is_the_least_likely_member():
-    data = linear.data()
+def test_a_model_without_a_promise_is_said_to_have_none():
+    section = probe(privacy, {"m": LINEAR, "p": Model(linear.logits_fn, privacy=receipt())})
+    assert figure(section, "epsilon").value == math.inf
+    assert verdict(section, "privacy") == "note"
+    assert section.plots[0].series[0].x == (math.inf,)
 
-    def logits_fn(x):
-        return jnp.where(x[:, 0, 0] > 0.5, jnp.nan, linear.logits_fn(x))
 
-    budget = dataclasses.replace(linear.TINY, max_scored=MEMBERS)
-    inside, _ = scores({"m": Model(logits_fn)}, data, budget, jax.random.key(0))["m"]
-    np.testing.assert_array_equal(np.isneginf(inside), data.x_train[:, 0, 0, 0] > 0.5)
-    assert not np.isnan(inside).any()
+def test_no_noise_and_no_members():
+    silent = Model(linear.logits_fn, privacy=receipt(noise_multiplier=0.0))
+    assert verdict(probe(privacy, silent), "privacy") == "failure"
+    unknown = dataclasses.replace(LINEAR, privacy=receipt())
+    section = probe(privacy, unknown, linear.data(members=False))
+    assert verdict(section, "privacy") == "note"
+    assert "not measured" in figure(section, "membership_advantage_bound").note
+
+
+def test_another_receipt_is_refused():
+    with pytest.raises(AuditError, match=r"must be the spax\.dp\.PrivacyState.*got float"):
+        probe(privacy, Model(linear.logits_fn, privacy=3.0))

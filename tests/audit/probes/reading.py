@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from spax.audit import Model
 from tests.audit import linear
@@ -30,3 +31,16 @@ def figure(section, name, model="m"):
 def verdict(section, name, model="m"):
     (found,) = [v for v in section.verdicts if v.name == name and v.model == model]
     return found.level
+
+
+def memorising(data):
+    """Sure of exactly those examples that it was trained on."""
+    seen = jnp.asarray(data.x_train.reshape(len(data.x_train), -1))
+    labels = jax.nn.one_hot(data.y_train, 2)
+
+    def logits_fn(x):
+        gap = jnp.abs(x.reshape(len(x), 1, -1) - seen[None]).max(axis=2)
+        known = (gap < 1e-6).astype(jnp.float32)
+        return linear.logits_fn(x) + 30 * known @ (2 * labels - 1)
+
+    return logits_fn

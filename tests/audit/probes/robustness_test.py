@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from spax.audit import Model
-from spax.audit.probes import clean, distance, masking, robustness
+from spax.audit.probes import clean, masking, robustness
 from spax.audit.probes.robustness import draws, wrong
-from spax.datasets import Dataset
 from spax.typing import Stochastic
 from tests.audit import linear
 from tests.audit.probes.reading import BUDGET, LINEAR, figure, figures, probe, verdict
@@ -112,29 +111,6 @@ def test_an_error_at_a_small_radius_counts_at_every_larger_one():
         assert (np.diff(values) <= 0).all()
     assert (np.array(by_attack["worst"]) <= by_attack["fgsm"]).all()
     assert (np.array(by_attack["worst"]) <= by_attack["pgd"]).all()
-
-
-def test_distances_scale_with_the_bounds():
-    data = linear.data()
-    wide = Dataset(None, None, 255 * data.x_test, data.y_test, "wide", (0.0, 255.0))
-    budget = dataclasses.replace(BUDGET, distance_steps=20, distance_rounds=4)
-    here = probe(distance, LINEAR, data, budget)
-    there = probe(distance, Model(lambda x: linear.logits_fn(x / 255)), wide, budget)
-    for one, other in zip(here.measurements, there.measurements, strict=True):
-        assert other.value == pytest.approx(255 * one.value, rel=1e-3)
-        assert other.settings["initial_const"] == 255**2 * one.settings["initial_const"]
-
-
-def test_distances_are_those_of_examples_that_are_classified_correctly():
-    """An example without a prediction is not right, wherever argmax finds its NaN."""
-    data = linear.data()
-    budget = dataclasses.replace(BUDGET, distance_steps=5, distance_rounds=2)
-    section = probe(distance, Model(without_prediction_on_some), data, budget)
-    right = (linear.scores(data.x_test) > 0) == (data.y_test == 1)
-    counted = right & (data.x_test[:, 0, 0, 0] <= 0.5)
-    assert figure(section, "distance_median").settings["examples"] == counted.sum()
-    (curve,) = section.plots[0].series
-    assert curve.y[0] == pytest.approx(counted.mean())
 
 
 def test_the_draws_of_a_gradient_are_among_the_settings_of_a_model_that_draws():
