@@ -17,6 +17,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """The default tests compile more than they compute; the slow ones run optimised code."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
 @pytest.fixture
 def strict():
     """Strict dtype promotion around spax's own calls (optax's Adam fails under it)."""
