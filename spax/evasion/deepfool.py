@@ -54,17 +54,16 @@ def nearest_plane(
 
     def nearest(classes: Array) -> Plane:
         f, w = jax.vmap(plane)(classes)
-        size = norm_of(w.reshape(-1, *w.shape[2:]), _DUAL[norm]).reshape(f.shape)
+        size = jax.vmap(lambda w: norm_of(w, _DUAL[norm]))(w)
         usable = jnp.isfinite(size) & (size > 0) & jnp.isfinite(f)
         distance = jnp.where(usable, jnp.abs(f) / jnp.where(usable, size, 1), jnp.inf)
-        best = jnp.argmin(distance, axis=0)[None]
+        chosen = jnp.arange(len(classes))[:, None] == jnp.argmin(distance, axis=0)[None]
 
         def take(v: Array) -> Array:
-            at = best.reshape(best.shape + (1,) * (v.ndim - 2))
-            return jnp.take_along_axis(v, at, axis=0)[0]
+            rows = (chosen & usable).reshape(chosen.shape + (1,) * (v.ndim - 2))
+            return jnp.sum(jnp.where(rows, v, 0), axis=0)
 
-        distance = take(distance)
-        return Plane(distance, take(f), jnp.where(expand(distance, z) < jnp.inf, take(w), 0))
+        return Plane(jnp.min(distance, axis=0), take(f), take(w))
 
     classes = classes.T
     if len(classes) <= _AT_ONCE:
@@ -82,8 +81,9 @@ def nearest_plane(
 
     # The last class fills the last turn up.
     turns = -(-len(classes) // _AT_ONCE)
-    rows = jnp.minimum(jnp.arange(turns * _AT_ONCE), len(classes) - 1)
-    in_turn = classes[rows].reshape(turns, _AT_ONCE, batch)
+    short = turns * _AT_ONCE - len(classes)
+    filled = jnp.concatenate([classes, *[classes[-1:]] * short])
+    in_turn = filled.reshape(turns, _AT_ONCE, batch)
     return lax.scan(nearer, nearest(in_turn[0]), in_turn[1:])[0]
 
 

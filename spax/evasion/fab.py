@@ -228,14 +228,13 @@ def fab(
             plane = look(z, key_at(key, 2 * i))
             at, w = z.astype(dtype), plane.w
             reach = jnp.sum(flat(w * (at - origin)), axis=1)
-            both = project_on_plane(
-                jnp.concatenate([flat(w), flat(w)]),
-                jnp.concatenate([-plane.f, reach - plane.f]),
-                jnp.concatenate([flat(low - at), flat(low - origin)]),
-                jnp.concatenate([flat(high - at), flat(high - origin)]),
+            from_z, from_x = jax.vmap(project_on_plane, (None, 0, 0, 0, None))(
+                flat(w),
+                jnp.stack([-plane.f, reach - plane.f]),
+                jnp.stack([flat(low - at), flat(low - origin)]),
+                jnp.stack([flat(high - at), flat(high - origin)]),
                 norm,
-            )
-            from_z, from_x = (d.reshape(x.shape) for d in (both[:batch], both[batch:]))
+            ).reshape(2, *x.shape)
             near, far = norm_of(from_z, norm), norm_of(from_x, norm)
             a = near / jnp.where(near + far > 0, near + far, 1)
             a = expand(jnp.minimum(a, jnp.asarray(alpha_max, dtype)), at)

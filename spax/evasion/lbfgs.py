@@ -210,7 +210,7 @@ def minimize_lbfgs_box(
 
     z = jnp.clip(z0, low, high)
     f, g = slope(z)
-    nothing = jnp.zeros((history, *z.shape), dtype)
+    nothing = jnp.broadcast_to(jnp.zeros_like(z, dtype), (history, *z.shape))
     rows = jnp.ones(z.shape[:1], bool)
     first = _Search(jnp.zeros((), jnp.int32), z, f, g, _Pairs(nothing, nothing), rows, rows)
     last = lax.while_loop(lambda s: (s.step < steps) & s.active.any(), advance, first)
