@@ -11,6 +11,7 @@ from spax.evaluation import judge
 from spax.evasion import carlini_wagner, lbfgs, minimize_lbfgs_box
 from spax.losses import hits
 from spax.typing import Stochastic
+from tests.contracts.cases import QUICK
 from tests.evasion.fab_test import shortest
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -25,7 +26,7 @@ def quadratics(rows=6, size=50):
     return h, rng.normal(size=(rows, size))
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=QUICK)
 def solve(h, b, z0, low, high):
     def fun(z):
         return jnp.einsum("bi,bij,bj->b", z, h, z) / 2 - jnp.sum(z * b, axis=1)
@@ -90,7 +91,8 @@ def test_values_never_rise_and_nan_is_never_accepted():
 
 run = jax.jit(
     lambda w, x, y, **kw: lbfgs(lambda x: (x - 0.5) @ w, x, y, return_info=True, **kw),
-    static_argnames=("steps", "search_steps", "history"),
+    static_argnames=("steps", "search_steps"),
+    compiler_options=QUICK,
 )
 
 
