@@ -12,10 +12,10 @@ from benchmarks.figures.common import mnist
 IMAGES = 100
 
 
-def distances(attack, norm, *, targeted=False):
+def distances(attack, norm, *, images=IMAGES, targeted=False):
     """(share of success in per cent, distances) of an attack on the MNIST network."""
     params, x, y, _ = mnist()
-    x, y = x[:IMAGES], y[:IMAGES]
+    x, y = x[:images], y[:images]
     y = (y + 1) % 10 if targeted else y
     run = jax.jit(lambda p, x, y: attack(lambda x: victim.apply_fn(p, x), x, y))
     verdict = spax.evaluation.judge(
@@ -48,10 +48,10 @@ def nearest(attack):
 def measure():
     """All on the same images; L-BFGS towards the next class."""
     *_, data = mnist()
-    success, distance = distances(spax.evasion.lbfgs, "l2", targeted=True)
+    success, distance = distances(spax.evasion.lbfgs, "l2", images=50, targeted=True)
     return {
         "data": data,
         "deepfool": nearest(spax.evasion.deepfool),
-        "fab": nearest(partial(spax.evasion.fab, targets=9, steps=50)),
+        "fab": nearest(partial(spax.evasion.fab, targets=9, steps=20)),
         "lbfgs": {"success": success, "mean_l2": round(float(distance.mean()), 3)},
     }

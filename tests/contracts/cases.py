@@ -75,10 +75,7 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
     "fab": (
         Attack(functools.partial(evasion.fab, norm="l2", steps=5, bounds=BOUNDS), "l2", None),
         Attack(
-            functools.partial(evasion.fab, steps=5, restarts=2, targets=2, bounds=BOUNDS),
-            "linf",
-            0.5,
-            needs_key=True,
+            functools.partial(evasion.fab, norm="l2", steps=5, targets=2, bounds=BOUNDS), "l2", 0.5
         ),
     ),
     "lbfgs": (
