@@ -10,11 +10,12 @@ from benchmarks import (
     convolutions_in_loops,
     eps_sweep,
     import_time,
+    minimum_norm,
     pgd_linf,
     render,
 )
 
-CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2)
+CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2, minimum_norm)
 
 
 def main(argv=None):

@@ -1,6 +1,6 @@
 """Foolbox's attacks, for any of its frameworks."""
 
-from foolbox.attacks import L2CarliniWagnerAttack, LinfPGD
+from foolbox.attacks import L2CarliniWagnerAttack, L2DeepFoolAttack, LinfPGD
 
 from benchmarks.systems import Job
 
@@ -39,4 +39,9 @@ def carlini_wagner_l2(
         initial_const=initial_const,
         abort_early=abort_early,
     )
+    return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})
+
+
+def deepfool_l2(model, x, y, finish, read, *, steps, candidates, overshoot, **_):
+    attack = L2DeepFoolAttack(steps=steps, candidates=candidates, overshoot=overshoot)
     return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})

@@ -1,4 +1,4 @@
-"""torchattacks: PGD. Its CW has no search for the constant, so there is nothing to compare."""
+"""torchattacks: PGD and FAB. Its CW has no search for the constant: nothing to compare."""
 
 import torchattacks
 
@@ -16,6 +16,21 @@ def pgd_linf(path, *, batch_size, eps, step_size, steps, **_) -> Job:
 def eps_sweep(path, *, batch_size, eps, share, steps, **_) -> Job:
     model, x, y = torch_victim.load(path, batch_size)
     attacks = [torchattacks.PGD(model, eps=e, alpha=share * e, steps=steps) for e in eps]
+    return Job(
+        lambda _: [attack(x, y) for attack in attacks],
+        lambda out: {"x_adv": [torch_victim.to_numpy(one) for one in out]},
+    )
+
+
+def fab_linf(path, *, batch_size, eps, steps, targets, **_) -> Job:
+    """A run for every radius: it goes on with the images that are not fooled within it."""
+    model, x, y = torch_victim.load(path, batch_size)
+    attacks = [
+        torchattacks.FAB(
+            model, norm="Linf", eps=e, steps=steps, multi_targeted=True, n_classes=targets + 1
+        )
+        for e in eps
+    ]
     return Job(
         lambda _: [attack(x, y) for attack in attacks],
         lambda out: {"x_adv": [torch_victim.to_numpy(one) for one in out]},

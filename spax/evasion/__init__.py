@@ -1,6 +1,20 @@
 """Evasion: attacks on the inputs of a trained model."""
 
 from spax.evasion.carlini_wagner import carlini_wagner
+from spax.evasion.deepfool import deepfool
+from spax.evasion.fab import fab
 from spax.evasion.fgsm import bim, fgsm, least_likely, mi_fgsm, pgd
+from spax.evasion.lbfgs import lbfgs, minimize_lbfgs_box
 
-__all__ = ["bim", "carlini_wagner", "fgsm", "least_likely", "mi_fgsm", "pgd"]
+__all__ = [
+    "bim",
+    "carlini_wagner",
+    "deepfool",
+    "fab",
+    "fgsm",
+    "lbfgs",
+    "least_likely",
+    "mi_fgsm",
+    "minimize_lbfgs_box",
+    "pgd",
+]

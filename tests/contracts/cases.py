@@ -66,6 +66,28 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             None,
         ),
     ),
+    "deepfool": (
+        Attack(functools.partial(evasion.deepfool, steps=5, bounds=BOUNDS), "l2", None),
+        Attack(
+            functools.partial(evasion.deepfool, steps=5, norm="linf", bounds=BOUNDS), "linf", None
+        ),
+    ),
+    "fab": (
+        Attack(functools.partial(evasion.fab, norm="l2", steps=5, bounds=BOUNDS), "l2", None),
+        Attack(
+            functools.partial(evasion.fab, norm="l2", steps=5, targets=2, bounds=BOUNDS), "l2", 0.5
+        ),
+    ),
+    "lbfgs": (
+        Attack(
+            functools.partial(
+                evasion.lbfgs, steps=4, search_steps=4, initial_weight=1.0, bounds=BOUNDS
+            ),
+            "l2",
+            None,
+            targeted=True,
+        ),
+    ),
     "worst_of": (
         Attack(
             worst_of(
@@ -196,6 +218,7 @@ OTHERS: Mapping[str, str] = {
     # defenses, evasion
     "LossTerms": "what an objective reports",
     "least_likely": "labels to attack towards",
+    "minimize_lbfgs_box": "a solver, of lbfgs and of others",
     "quantize": "a preprocessing step, tested as bit_depth",
     "random_resize_pad": "a preprocessing step, tested as randomized_resize",
     "truncated_normal_eps": "a sampler of radii",
