@@ -1,6 +1,19 @@
 """Evasion: attacks on the inputs of a trained model."""
 
 from spax.evasion.carlini_wagner import carlini_wagner
+from spax.evasion.elastic_net import ead
 from spax.evasion.fgsm import bim, fgsm, least_likely, mi_fgsm, pgd
+from spax.evasion.malware import binary_saliency
+from spax.evasion.saliency_map import jsma
 
-__all__ = ["bim", "carlini_wagner", "fgsm", "least_likely", "mi_fgsm", "pgd"]
+__all__ = [
+    "bim",
+    "binary_saliency",
+    "carlini_wagner",
+    "ead",
+    "fgsm",
+    "jsma",
+    "least_likely",
+    "mi_fgsm",
+    "pgd",
+]
