@@ -18,3 +18,4 @@ def _on_torch(attack, path, *, batch_size, **settings) -> Job:
 pgd_linf = partial(_on_torch, foolbox_attacks.pgd_linf)
 eps_sweep = partial(_on_torch, foolbox_attacks.eps_sweep)
 carlini_wagner_l2 = partial(_on_torch, foolbox_attacks.carlini_wagner_l2)
+elastic_net = partial(_on_torch, foolbox_attacks.elastic_net)

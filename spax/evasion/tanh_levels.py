@@ -229,14 +229,15 @@ def search_linf(
             steps=steps,
             abort_early=abort_early,
         )
-        return state.found.distance <= s.level, state.steps, state.found
+        far = state.found.distance
+        return (far <= s.level) & jnp.isfinite(far), state.steps, state.found
 
     return _search(
         run,
         lambda found, cut, _: (1 - cut) * found.distance,
         lambda _, cut: cut < 2 * _LEAST_CUT_LINF,
         found,
-        largest(space.high - space.low),
+        jnp.full_like(found.distance, jnp.inf),
         cut=_CUT_LINF,
         least=0,
         initial_const=initial_const,
