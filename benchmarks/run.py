@@ -8,14 +8,25 @@ import sys
 from benchmarks import (
     carlini_wagner_l2,
     convolutions_in_loops,
+    elastic_net,
     eps_sweep,
     import_time,
     minimum_norm,
     pgd_linf,
     render,
+    saliency_map,
 )
 
-CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2, minimum_norm)
+CLAIMS = (
+    import_time,
+    convolutions_in_loops,
+    pgd_linf,
+    eps_sweep,
+    carlini_wagner_l2,
+    minimum_norm,
+    elastic_net,
+    saliency_map,
+)
 
 
 def main(argv=None):

@@ -134,12 +134,21 @@ def load(path, batch_size):
         return params, file["x"][:batch_size], file["y"][:batch_size]
 
 
-def judged(path, x_adv, *, norm, eps=None):
+def next_class(y):
+    """The targets of targeted attacks: the class after each label's."""
+    return (y + 1) % CLASSES
+
+
+def judged(path, x_adv, *, norm, eps=None, target=None):
     """(success, distance), [B] each, of what any system returned, by the one judge."""
     from spax.evaluation import judge
 
     params, x, y = load(path, len(x_adv))
-    found = judge(lambda x: apply_fn(params, x), x, x_adv, y, norm=norm, eps=eps)
+    targeted = target is not None
+    labels = target if targeted else y
+    found = judge(
+        lambda x: apply_fn(params, x), x, x_adv, labels, norm=norm, eps=eps, targeted=targeted
+    )
     return np.asarray(found.success), np.asarray(found.distance)
 
 

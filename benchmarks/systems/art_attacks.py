@@ -1,18 +1,18 @@
-"""The Adversarial Robustness Toolbox on PyTorch: PGD. Its attacks take and give NumPy arrays."""
+"""The Adversarial Robustness Toolbox on PyTorch: PGD, JSMA; NumPy arrays in and out."""
 
 import numpy as np
-from art.attacks.evasion import ProjectedGradientDescentPyTorch
+from art.attacks.evasion import ProjectedGradientDescentPyTorch, SaliencyMapMethod
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from benchmarks import victim
 from benchmarks.systems import Job, torch_victim
 
 PACKAGES = ("adversarial-robustness-toolbox", "torch", "numpy")
 
 
-def _attacks(path, batch_size, eps, step_sizes, steps):
-    model, x, y = torch_victim.load(path, batch_size)
-    classifier = PyTorchClassifier(
+def _classifier(model):
+    return PyTorchClassifier(
         model,
         # Summed, as every other system here sums; a sign step does not see the difference.
         loss=nn.CrossEntropyLoss(reduction="sum"),
@@ -20,6 +20,11 @@ def _attacks(path, batch_size, eps, step_sizes, steps):
         nb_classes=10,
         clip_values=(0.0, 1.0),
     )
+
+
+def _attacks(path, batch_size, eps, step_sizes, steps):
+    model, x, y = torch_victim.load(path, batch_size)
+    classifier = _classifier(model)
     attacks = [
         ProjectedGradientDescentPyTorch(
             classifier,
@@ -46,4 +51,15 @@ def eps_sweep(path, *, batch_size, eps, share, steps, **_) -> Job:
     return Job(
         lambda _: [attack.generate(x, y) for attack in attacks],
         lambda out: {"x_adv": [one.transpose(0, 2, 3, 1) for one in out]},
+    )
+
+
+def saliency_map(path, *, batch_size, theta, gamma, **_) -> Job:
+    model, x, y = torch_victim.load(path, batch_size)
+    attack = SaliencyMapMethod(
+        _classifier(model), theta=theta, gamma=gamma, batch_size=batch_size, verbose=False
+    )
+    x, target = x.numpy(), victim.next_class(y.numpy())
+    return Job(
+        lambda _: attack.generate(x, target), lambda out: {"x_adv": out.transpose(0, 2, 3, 1)}
     )

@@ -1,6 +1,6 @@
 """Foolbox's attacks, for any of its frameworks."""
 
-from foolbox.attacks import L2CarliniWagnerAttack, L2DeepFoolAttack, LinfPGD
+from foolbox.attacks import EADAttack, L2CarliniWagnerAttack, L2DeepFoolAttack, LinfPGD
 
 from benchmarks.systems import Job
 
@@ -44,4 +44,21 @@ def carlini_wagner_l2(
 
 def deepfool_l2(model, x, y, finish, read, *, steps, candidates, overshoot, **_):
     attack = L2DeepFoolAttack(steps=steps, candidates=candidates, overshoot=overshoot)
+    return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})
+
+
+def elastic_net(
+    model, x, y, finish, read, *, steps, search_steps, step_size, beta, confidence, initial_const,
+    l1_rule, abort_early, **_,
+):  # fmt: skip
+    attack = EADAttack(
+        binary_search_steps=search_steps,
+        steps=steps,
+        initial_stepsize=step_size,
+        confidence=confidence,
+        initial_const=initial_const,
+        regularization=beta,
+        decision_rule="L1" if l1_rule else "EN",
+        abort_early=abort_early,
+    )
     return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})

@@ -65,6 +65,39 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             "l2",
             None,
         ),
+        *(
+            Attack(
+                functools.partial(
+                    evasion.carlini_wagner,
+                    norm=ball,
+                    steps=30,
+                    search_steps=2,
+                    step_size=0.1,
+                    initial_const=1.0,
+                    bounds=BOUNDS,
+                ),
+                ball,
+                None,
+            )
+            for ball in ("l0", "linf")
+        ),
+    ),
+    "ead": (
+        Attack(
+            functools.partial(
+                evasion.ead, steps=30, search_steps=3, initial_const=1.0, bounds=BOUNDS
+            ),
+            "l1",
+            None,
+        ),
+    ),
+    "jsma": (
+        Attack(
+            functools.partial(evasion.jsma, theta=0.5, gamma=1.0, bounds=BOUNDS),
+            "l0",
+            None,
+            targeted=True,
+        ),
     ),
     "deepfool": (
         Attack(functools.partial(evasion.deepfool, steps=5, bounds=BOUNDS), "l2", None),
@@ -216,6 +249,7 @@ STATES: Mapping[str, tuple[State, ...]] = {
 # Public functions of these rooms that have none of the five shapes, and what they are instead.
 OTHERS: Mapping[str, str] = {
     # defenses, evasion
+    "binary_saliency": "an attack on binary inputs only, its laws are in its own tests",
     "LossTerms": "what an objective reports",
     "least_likely": "labels to attack towards",
     "minimize_lbfgs_box": "a solver, of lbfgs and of others",

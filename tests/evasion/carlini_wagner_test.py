@@ -142,7 +142,7 @@ def test_a_stochastic_model_needs_a_key_and_is_attacked(linear):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "linf"}, r"norm must be one of \['l2'\]"),
+        ({"norm": "l1"}, r"norm must be one of \['l0', 'l2', 'linf'\]"),
         ({"confidence": -1.0}, "confidence must be >= 0"),
         ({"initial_const": 0.0}, "initial_const must be > 0"),
         ({"step_size": 0.0}, "step_size must be > 0"),
