@@ -8,13 +8,14 @@ import sys
 from benchmarks import (
     carlini_wagner_l2,
     convolutions_in_loops,
+    decision,
     eps_sweep,
     import_time,
     pgd_linf,
     render,
 )
 
-CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2)
+CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2, decision)
 
 
 def main(argv=None):

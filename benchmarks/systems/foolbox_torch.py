@@ -18,3 +18,5 @@ def _on_torch(attack, path, *, batch_size, **settings) -> Job:
 pgd_linf = partial(_on_torch, foolbox_attacks.pgd_linf)
 eps_sweep = partial(_on_torch, foolbox_attacks.eps_sweep)
 carlini_wagner_l2 = partial(_on_torch, foolbox_attacks.carlini_wagner_l2)
+hop_skip_jump_l2 = partial(_on_torch, foolbox_attacks.hop_skip_jump_l2)
+boundary_l2 = partial(_on_torch, foolbox_attacks.boundary_l2)
