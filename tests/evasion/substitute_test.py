@@ -93,8 +93,8 @@ def test_a_substitute_of_digits_agrees_with_its_oracle_and_its_attacks_transfer(
     fooled = misclassified(oracle(x_adv), labels).mean()
     noise = rest + 0.3 * jax.random.rademacher(KEY, rest.shape, rest.dtype)
     at_random = misclassified(oracle(jnp.clip(noise, 0, 1)), labels).mean()
-    assert fooled > 0.6
-    assert fooled > at_random + 0.2
+    assert fooled > 0.9
+    assert fooled > at_random + 0.1
 
 
 def test_bad_settings_raise():
