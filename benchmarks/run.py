@@ -8,6 +8,7 @@ import sys
 from benchmarks import (
     carlini_wagner_l2,
     convolutions_in_loops,
+    decision,
     elastic_net,
     eps_sweep,
     import_time,
@@ -26,6 +27,7 @@ CLAIMS = (
     minimum_norm,
     elastic_net,
     saliency_map,
+    decision,
 )
 
 

@@ -1,8 +1,17 @@
 """Foolbox's attacks, for any of its frameworks."""
 
-from foolbox.attacks import EADAttack, L2CarliniWagnerAttack, L2DeepFoolAttack, LinfPGD
+import foolbox
+import numpy as np
+from foolbox.attacks import (
+    BoundaryAttack,
+    EADAttack,
+    HopSkipJumpAttack,
+    L2CarliniWagnerAttack,
+    L2DeepFoolAttack,
+    LinfPGD,
+)
 
-from benchmarks.systems import Job
+from benchmarks.systems import Job, other_class
 
 PACKAGES = ("foolbox", "eagerpy", "numpy")
 
@@ -62,3 +71,49 @@ def elastic_net(
         abort_early=abort_early,
     )
     return Job(_job(attack, model, x, y, None, finish), lambda out: {"x_adv": read(out)})
+
+
+class _Counting(foolbox.models.Model):
+    """A model that counts the rows it is asked; Foolbox does not tell."""
+
+    def __init__(self, model):
+        self._model, self.rows = model, 0
+
+    @property
+    def bounds(self):
+        return self._model.bounds
+
+    @property
+    def data_format(self):
+        return self._model.data_format
+
+    def __call__(self, inputs):
+        self.rows += len(inputs)
+        return self._model(inputs)
+
+
+def _decision(attack, model, x, y, finish, read, one_by_one):
+    counting = _Counting(model)
+    start = x[other_class(np.asarray(y))]
+    size = 1 if one_by_one else len(x)
+
+    def run(_):
+        counting.rows = 0
+        found = []
+        for i in range(0, len(x), size):
+            rows = slice(i, i + size)
+            _, clipped, _ = attack(
+                counting, x[rows], y[rows], starting_points=start[rows], epsilons=None
+            )
+            found.append(read(finish(clipped)))
+        return np.concatenate(found)
+
+    return Job(run, lambda out: {"x_adv": out, "queries": np.asarray(counting.rows / len(x))})
+
+
+def hop_skip_jump_l2(model, x, y, finish, read, *, steps, one_by_one=False, **_):
+    return _decision(HopSkipJumpAttack(steps=steps), model, x, y, finish, read, one_by_one)
+
+
+def boundary_l2(model, x, y, finish, read, *, steps, one_by_one=False, **_):
+    return _decision(BoundaryAttack(steps=steps), model, x, y, finish, read, one_by_one)

@@ -8,10 +8,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from spax import defenses, dp, evasion, poisoning
+from spax.crypto import ChaChaKey
 from spax.dp.accounting import rdp
 from spax.evaluation import worst_of
 
@@ -38,7 +41,9 @@ class Attack(NamedTuple):
 def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
     targeted = settings.get("targeted", False)
     run = functools.partial(attack, bounds=BOUNDS, **settings)
-    return Attack(run, ball, eps, needs_key=attack is evasion.pgd, targeted=targeted)
+    return Attack(
+        run, ball, eps, needs_key=attack in (evasion.pgd, evasion.spsa_attack), targeted=targeted
+    )
 
 
 ATTACKS: Mapping[str, tuple[Attack, ...]] = {
@@ -121,6 +126,25 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             targeted=True,
         ),
     ),
+    "hop_skip_jump": (
+        Attack(
+            functools.partial(
+                evasion.hop_skip_jump, steps=3, init_evals=40, max_queries=400, bounds=BOUNDS
+            ),
+            "l2",
+            None,
+            needs_key=True,
+        ),
+    ),
+    "boundary": (
+        Attack(
+            functools.partial(evasion.boundary, steps=30, bounds=BOUNDS),
+            "l2",
+            None,
+            needs_key=True,
+        ),
+    ),
+    "spsa_attack": (_bounded(evasion.spsa_attack, "linf", 0.1, step_size=0.05, n=4, steps=3),),
     "worst_of": (
         Attack(
             worst_of(
@@ -239,7 +263,35 @@ def _spent(state: Any) -> int:
     return round(float(state.total[-1]) / (3 * rdp.ORDERS[-1] / 8))
 
 
+def _double(x: Any) -> Any:
+    return jnp.concatenate([x, 1 - x], axis=1)
+
+
+_COPY = evasion.substitute(
+    lambda x: 1 - x,
+    lambda params, x, *, train, key: _double(x) @ params,
+    optax.sgd(0.1),
+    rounds=4,
+    reservoir_after=1,
+    reservoir_size=3,
+    epochs=2,
+    batch_size=4,
+)
+
+
+def _copied() -> Any:
+    return _COPY.init(jnp.ones((4, 2)), jnp.linspace(0, 1, 6).reshape(3, 2))
+
+
+def _copy(state: Any, key: Any) -> Any:
+    # What draws here is no secret: any key will do.
+    if isinstance(key, ChaChaKey):
+        key = jax.random.wrap_key_data(key.words[:2])
+    return _COPY.update(state, key)
+
+
 STATES: Mapping[str, tuple[State, ...]] = {
+    "substitute": (State(_copied, _copy, lambda s: int(s.rounds), draws=True),),
     "private_grad": (
         State(lambda: dp.init_privacy(_SAMPLING), _release, lambda s: int(s.steps), draws=True),
     ),
@@ -251,9 +303,14 @@ OTHERS: Mapping[str, str] = {
     # defenses, evasion
     "binary_saliency": "an attack on binary inputs only, its laws are in its own tests",
     "LossTerms": "what an objective reports",
+    "Oracle": "a model behind a service",
+    "Substitute": "what substitute returns",
+    "SubstituteState": "the state of substitute",
+    "jacobian_augment": "new inputs, tested with substitute",
     "least_likely": "labels to attack towards",
     "minimize_lbfgs_box": "a solver, of lbfgs and of others",
     "quantize": "a preprocessing step, tested as bit_depth",
+    "reservoir_sample": "a draw of rows",
     "random_resize_pad": "a preprocessing step, tested as randomized_resize",
     "truncated_normal_eps": "a sampler of radii",
     # dp
