@@ -473,12 +473,14 @@ def dqn(
         x_next = seen(x_next, key_seen, state.steps + 1)
         place = state.replay.added % capacity
         rewards = reward.astype(jnp.float32)
-        new = Replay(x, action, rewards, x_next, done, state.replay.added + environments)
+        old, new = state.replay[:-1], (x, action, rewards, x_next, done)
         kept = [
-            lax.dynamic_update_slice_in_dim(old, row.astype(old.dtype), place, 0)
-            for old, row in zip(state.replay[:-1], new[:-1], strict=True)
+            lax.dynamic_update_slice_in_dim(held, rows.astype(held.dtype), place, 0)
+            for held, rows in zip(old, new, strict=True)
         ]
-        replay = Replay(*kept, new.added)
+        xs, actions, all_rewards, nexts, dones = kept
+        added = state.replay.added + environments
+        replay = Replay(xs, actions, all_rewards, nexts, dones, added)
         loss, learner = learn(state.learner, replay, key_learn)
         steps = state.steps + 1
         return Metrics(loss, rewards, done), DQNState(learner, replay, env_state, x_next, steps)
