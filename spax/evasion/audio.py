@@ -265,8 +265,9 @@ def audio_cw(
         state.x.astype(dtype) - origin,
         zero,
         zero,
-        # Where nothing was found there is no path to keep: the wave stays as it is.
-        jnp.where(jnp.isfinite(state.distance), state.tau, 0),
+        # Its first look, at the best wave, lowers tau. Where nothing was found there is no path to
+        # keep: the wave stays as it is.
+        jnp.where(jnp.isfinite(state.distance), state.distance, 0),
         jnp.ones(outputs.shape[:2], dtype),
         state.x,
         state.distance,
