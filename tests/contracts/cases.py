@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spax import defenses, dp, evasion, poisoning
-from spax.crypto import ChaChaKey
+from spax import crypto, defenses, dp, evasion, poisoning
 from spax.dp.accounting import rdp
 from spax.evaluation import worst_of
+from spax.losses import cross_entropy, hits
 
 # Compiler options: laws hold however well the code is optimised, and compiling it takes longest.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -44,6 +44,12 @@ def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
     return Attack(
         run, ball, eps, needs_key=attack in (evasion.pgd, evasion.spsa_attack), targeted=targeted
     )
+
+
+def _policy_l1(logits_fn: Any, x: Any, y: Any, *, key: Any, eps: Any) -> Any:
+    """The attack on policies takes its radius per entry, of which there are six."""
+    settings = {"norm": "l1", "bounds": BOUNDS}
+    return evasion.policy_fgsm(logits_fn, x, y, key=key, eps=eps / 6, **settings)
 
 
 ATTACKS: Mapping[str, tuple[Attack, ...]] = {
@@ -100,6 +106,24 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
         Attack(
             functools.partial(evasion.jsma, theta=0.5, gamma=1.0, bounds=BOUNDS),
             "l0",
+            None,
+            targeted=True,
+        ),
+    ),
+    "policy_fgsm": (Attack(_policy_l1, "l1", 0.5),),
+    "audio_cw": (
+        Attack(
+            functools.partial(
+                evasion.audio_cw,
+                tau=1.0,
+                step_size=0.05,
+                steps=30,
+                bits=None,
+                bounds=BOUNDS,
+                loss=cross_entropy,
+                criterion=hits,
+            ),
+            "linf",
             None,
             targeted=True,
         ),
@@ -285,15 +309,47 @@ def _copied() -> Any:
 
 def _copy(state: Any, key: Any) -> Any:
     # What draws here is no secret: any key will do.
-    if isinstance(key, ChaChaKey):
+    if isinstance(key, crypto.ChaChaKey):
         key = jax.random.wrap_key_data(key.words[:2])
     return _COPY.update(state, key)
+
+
+def _roam(place: Any, action: Any, key: Any) -> Any:
+    place = place + action
+    return place, place[None] / 4, 1.0 - place / 4, place > 3
+
+
+_AGENT = evasion.dqn(
+    (lambda key: (jnp.zeros(()), jax.random.uniform(key, (1,))), _roam),
+    lambda w, x: x @ w,
+    optax.sgd(0.1),
+    exploration=0.5,
+    capacity=8,
+    batch_size=4,
+    warmup=2,
+    target_every=2,
+    environments=2,
+)
+
+
+def _play(state: Any, key: Any) -> Any:
+    if isinstance(key, crypto.ChaChaKey):
+        key = jax.random.wrap_key_data(crypto.bits(key, (2,)))
+    return _AGENT.update(state, key)
 
 
 STATES: Mapping[str, tuple[State, ...]] = {
     "substitute": (State(_copied, _copy, lambda s: int(s.rounds), draws=True),),
     "private_grad": (
         State(lambda: dp.init_privacy(_SAMPLING), _release, lambda s: int(s.steps), draws=True),
+    ),
+    "dqn": (
+        State(
+            lambda: _AGENT.init(jnp.ones((1, 2)), jax.random.key(0)),
+            _play,
+            lambda s: int(s.steps),
+            draws=True,
+        ),
     ),
     "rdp.update": (State(rdp.init, _spend, _spent, draws=False),),
 }
@@ -302,6 +358,10 @@ STATES: Mapping[str, tuple[State, ...]] = {
 OTHERS: Mapping[str, str] = {
     # defenses, evasion
     "binary_saliency": "an attack on binary inputs only, its laws are in its own tests",
+    "DQN": "what dqn returns",
+    "attacked_rollout": "a figure of a policy and an attack",
+    "distortion_db": "a measure of perturbations",
+    "induced_observation": "runs an attack, on a second model",
     "LossTerms": "what an objective reports",
     "Oracle": "a model behind a service",
     "Substitute": "what substitute returns",
