@@ -66,6 +66,9 @@ def audit(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+_ATTACKED = ("distance_examples", "masking_examples")
+
+
 def _check(options: argparse.Namespace) -> None:
     """Raises unless the options fit together."""
     if options.model is None and options.data is not None:
@@ -91,6 +94,8 @@ def _budget(
     if options.eps and not eps:
         raise AuditError(f"--eps names no radius (got {options.eps[0]!r})")
     budget = dataclasses.replace(BUDGETS[options.budget], norm=options.norm, **given)
+    few = {n: min(getattr(budget, n), budget.max_examples) for n in _ATTACKED}
+    budget = dataclasses.replace(budget, **few)
     wanted = [gate.eps for gate in gates if gate.eps is not None]
     if wanted and not eps:
         eps = list(budget.for_bounds(bounds).eps)

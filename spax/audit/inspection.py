@@ -14,7 +14,7 @@ from spax.typing import Key, call
 __all__ = ["inspect"]
 
 _EXAMPLES = 8
-# Shares of the largest logit. Two runs of one program agree; two programs agree up to rounding,
+# Shares of how far logits lie apart. Two runs of one program agree; two programs agree up to rounding,
 # which on accelerators, or between batch sizes, is coarser.
 _SAME_PROGRAM, _SAME_SHAPE, _OTHER_SHAPE = 1e-6, 1e-4, 1e-2
 
@@ -130,13 +130,21 @@ def _check_purity(
     second: Any,
 ) -> None:
     def off(other: np.ndarray) -> float:
-        """Largest difference, as a share of the largest logit."""
+        """Largest difference of a logit, as a share of itself or of what is usual.
+
+        Logits count from the largest of their row: what is added to all of them hides nothing,
+        and neither does one of another magnitude, such as that of a class that is masked out.
+        """
         finite = np.isfinite(logits) & np.isfinite(other)
         if (finite != np.isfinite(logits)).any():
             return np.inf
-        scale = np.abs(logits[finite]).max(initial=0.0)
-        gap = np.abs(logits[finite] - other[finite]).max(initial=0.0)
-        return float(gap / scale) if scale else float(gap)
+        one, two = (
+            np.where(finite, z - np.where(finite, z, -np.inf).max(axis=1, keepdims=True), 0.0)
+            for z in (logits, other)
+        )
+        apart = np.abs(one[one != 0])
+        usual = np.median(apart) if apart.size else 1.0
+        return float((np.abs(one - two) / (usual + np.abs(one))).max(initial=0.0))
 
     not_deterministic = AuditError(
         f"model {name!r} is not deterministic: twice the same inputs gave different logits; {_MARK}"

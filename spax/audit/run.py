@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spax._version import __version__
 from spax.audit.budget import BUDGETS, Budget
 from spax.audit.data import check_data, describe_data
-from spax.audit.errors import AuditError
+from spax.audit.errors import AuditError, one_line
 from spax.audit.inspection import inspect
 from spax.audit.model import Model
 from spax.audit.probes import STANDARD
@@ -98,8 +99,12 @@ def run(
     models = _checked_models(models)
     check_data(data)
     budget = _checked_budget(budget).for_bounds(data.bounds)
-    if key is None:
-        raise AuditError("an audit draws: pass key=jax.random.key(0) (got key=None)")
+    _check_key(key)
+    if callable(probes) or not all(map(callable, probes or [None])):
+        raise AuditError(
+            "probes must be a sequence of functions (models, data, budget, key) -> Section, such "
+            f"as spax.audit.STANDARD (got {probes!r})"
+        )
     progress = progress or Silent()
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     seconds: dict[str, float] = {}
@@ -121,7 +126,7 @@ def run(
             progress.advance(pending, name)
             steps = _Steps(progress, units)
             told = dataclasses.replace(budget, tell=steps)
-            found = probe(models, data, told, jax.random.fold_in(key, i))
+            found = _run_probe(probe, models, data, told, jax.random.fold_in(key, i))
             if not isinstance(found, Section):
                 raise AuditError(
                     f"probe {name} must return a spax.audit.Section (got {type(found).__name__})"
@@ -156,6 +161,29 @@ def run(
             "seconds": seconds,
         },
     )
+
+
+def _check_key(key: Any) -> None:
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1
+    if not (typed and key.ndim == 0) and not raw:
+        got = f"an array of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
+        raise AuditError(f"an audit draws: pass key=jax.random.key(0) (got key={got})")
+
+
+def _run_probe(
+    probe: Probe, models: dict[str, Model], data: Dataset, budget: Budget, key: Key
+) -> Section:
+    """One section; whatever a model raises on the way is told in one line."""
+    try:
+        return probe(models, data, budget, key)
+    except (AuditError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise AuditError(
+            f"the probe {_name(probe)} fails ({one_line(error)}); a model must take batches of up "
+            f"to {budget.batch_size} examples (--batch-size)"
+        ) from error
 
 
 class _Steps:

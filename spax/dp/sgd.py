@@ -120,8 +120,9 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
     shares = jnp.asarray(_SHARES, jnp.float32)
     left = jnp.clip(whole * (1 - shares - 1e-6), 1e-37, 1 - 1e-6)
     spent = jax.vmap(lambda delta: rdp.epsilon(privacy.spent, delta))(left)
-    suffices = (1 + jnp.exp(spent)) * privacy.overflow <= whole * shares * (1 - 1e-6)
-    return jnp.where(privacy.steps == 0, 0.0, jnp.min(jnp.where(suffices, spent, jnp.inf)))
+    overflow = jnp.where(privacy.overflow >= 0, privacy.overflow, jnp.inf)
+    suffices = (1 + jnp.exp(spent)) * overflow <= whole * shares * (1 - 1e-6)
+    return jnp.min(jnp.where(suffices, spent, jnp.inf))
 
 
 def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:

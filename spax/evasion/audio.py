@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from spax.checks import check_batch, check_count, check_key, check_number, is_concrete
-from spax.evasion.carlini_wagner import _BETA1, _BETA2, _STABILITY, _rows
+from spax.evasion.minimum_norm import rows
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
 from spax.losses import ctc, decodes_to
@@ -206,7 +206,7 @@ def audio_cw(
         peak = norm_of(delta, "linf")
         success = success > 0.5  # an eot hook reports a share of its draws
         nearer = success & (peak < s.distance)
-        best = jnp.where(_rows(nearer, x), z, s.x)
+        best = jnp.where(rows(nearer, x), z, s.x)
 
         g = 2 * delta - weight * grad.astype(dtype)
         g = jnp.where(jnp.isfinite(g) & free, g, 0)

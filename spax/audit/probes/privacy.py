@@ -77,8 +77,11 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
             bounds = _bounds(spent, delta, measured.get(name))
             measurements.append(_account(name, receipt, spent, delta))
             measurements += [_row(name, bound, spent, delta) for bound in bounds]
-            doubt = _doubt(receipt, data)
-            verdicts.append(_verdict(name, bounds, spent, delta, doubt, name in measured))
+            broken, doubt = _broken(receipt), _doubt(receipt, data)
+            if broken:
+                verdicts.append(Verdict(name, "privacy", "failure", f"the receipt {broken}"))
+            else:
+                verdicts.append(_verdict(name, bounds, spent, delta, doubt, name in measured))
         else:
             measurements.append(_no_promise(name))
             verdicts.append(Verdict(name, "privacy", "note", "no promise of privacy came with it"))
@@ -109,6 +112,12 @@ def _receipt(name: str, model: Model) -> PrivacyState:
             f"privacy of model {name!r} must be the spax.dp.PrivacyState that private_grad returns "
             f"(got {type(model.privacy).__name__})"
         )
+    for count in ("steps", "overflow"):
+        if np.shape(getattr(model.privacy, count)):
+            raise AuditError(
+                f"privacy of model {name!r} must be the state of one training (got {count} of "
+                f"shape {np.shape(getattr(model.privacy, count))}); take one entry of it"
+            )
     return model.privacy
 
 
@@ -204,8 +213,19 @@ def _row(name: str, bound: _Bound, spent: float, delta: float) -> Measurement:
     )
 
 
+def _broken(receipt: PrivacyState) -> str:
+    """What makes a receipt none at all; empty: nothing."""
+    steps, overflow = int(receipt.steps), float(receipt.overflow)
+    nothing = bool((np.asarray(receipt.spent.total) == 0).all())
+    if steps < 0 or not overflow >= 0:
+        return f"is damaged: {steps} releases and an overflow of {overflow:g}"
+    if (steps == 0) != nothing:
+        return f"contradicts itself: {steps} releases, and {'nothing' if nothing else 'some'} spent"
+    return ""
+
+
 def _doubt(receipt: PrivacyState, data: Dataset) -> str:
-    """What makes a receipt one that cannot be this model's; empty: nothing."""
+    """What speaks against a receipt being this model's; empty: nothing."""
     members = 0 if data.x_train is None else len(data.x_train)
     records = receipt.sampling.num_records
     if int(receipt.steps) == 0:

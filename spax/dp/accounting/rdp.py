@@ -324,7 +324,8 @@ def epsilon(state: RdpState, delta: Number) -> Array:
       delta: in (0, 1); a traced value outside gives inf (<= 0) or 0 (>= 1).
 
     Returns:
-      float32 scalar, >= 0, rounded up; 0 where nothing was spent, inf where there is no bound.
+      float32 scalar, >= 0, rounded up; 0 where nothing was spent, inf where there is no bound, or
+      where the state is none (NaN or negative).
 
     Guarantees:
       All releases together are (epsilon, delta)-differentially private for one added or removed
@@ -344,7 +345,7 @@ def epsilon(state: RdpState, delta: Number) -> Array:
     """
     check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
     with jax.enable_x64(True):
-        spent, a = _joined(state), jnp.asarray(ORDERS)
+        spent, a = _spent(state), jnp.asarray(ORDERS)
         log_delta = jnp.log(jnp.asarray(delta, jnp.float64))
         per_order = spent + jnp.log1p(-1 / a) - (log_delta + jnp.log(a)) / (a - 1)
         bound = jnp.maximum(jnp.min(jnp.where(jnp.isnan(per_order), jnp.inf, per_order)), 0.0)
@@ -378,12 +379,18 @@ def delta(state: RdpState, epsilon: Number) -> Array:
     """
     check_number("epsilon", epsilon, low=0)
     with jax.enable_x64(True):
-        spent, a = _joined(state), jnp.asarray(ORDERS)
+        spent, a = _spent(state), jnp.asarray(ORDERS)
         budget = jnp.asarray(epsilon, jnp.float64)
         log_delta = (a - 1) * (spent - budget + jnp.log1p(-1 / a)) - jnp.log(a)
         log_delta = jnp.where(jnp.isnan(log_delta), jnp.inf, log_delta)
         bound = jnp.exp(jnp.minimum(jnp.min(log_delta), 0.0))
         return jnp.minimum(_rounded_up(jnp.where(jnp.any(spent > 0), bound, 0.0)), jnp.float32(1))
+
+
+def _spent(state: RdpState) -> Array:
+    """The divergences, infinite where they are none: what is damaged must not look like nothing."""
+    joined = _joined(state)
+    return jnp.where(joined >= 0, joined, jnp.inf)
 
 
 def _rounded_up(value: Array) -> Array:
