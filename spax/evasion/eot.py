@@ -100,6 +100,15 @@ def lab_distance(a: Array, b: Array) -> Array:
     return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0).astype(a.dtype)
 
 
+@jax.custom_vjp
+def _finite(v: Array) -> Array:
+    """Itself; a derivative that is not finite, such as that of a norm at 0, counts as 0."""
+    return v
+
+
+_finite.defvjp(lambda v: (v, None), lambda _, g: (jnp.where(jnp.isfinite(g), g, 0),))
+
+
 class _Robust(NamedTuple):
     x: Array
     share: Array  # of held-out draws that fool, capped at what is enough
@@ -178,7 +187,8 @@ def eot_attack(
       >>> import jax, jax.numpy as jnp
       >>> dim = lambda x, key: x * jax.random.uniform(key, minval=0.5)
       >>> attack = jax.jit(lambda w, x, y, key: eot_attack(
-      ...     lambda x: x.reshape(1, 2) @ w, x, y, key=key, transform=dim, steps=20))
+      ...     lambda x: x.reshape(1, 2) @ w, x, y, key=key, transform=dim, lam=1e-3,
+      ...     steps=20, step_size=0.05))
       >>> x = jnp.array([0.6, 0.4]).reshape(1, 2, 1, 1)
       >>> x_adv = attack(jnp.eye(2), x, jnp.array([1]), jax.random.key(0))
       >>> bool(x_adv[0, 1, 0, 0] > x_adv[0, 0, 0, 0])
@@ -210,7 +220,7 @@ def eot_attack(
         outputs = call(logits_fn, z_seen, key_f)
         value = loss(outputs, y).astype(dtype)
         fooled = judged(outputs, y).astype(dtype)
-        return (-value if targeted else value), fooled, distance(z_seen, x_seen).astype(dtype)
+        return (-value if targeted else value), fooled, distance(_finite(z_seen), x_seen).astype(dtype)
 
     def look(z: Array, weight: Array, key: Key) -> Array:
         def goal(z: Array, key: Key) -> tuple[Array, Array]:

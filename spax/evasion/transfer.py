@@ -88,8 +88,9 @@ def mean_probs(outputs: Array, weights: Array) -> Array:
     Example:
       >>> import jax.numpy as jnp
       >>> outputs = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
-      >>> jnp.exp(mean_probs(outputs, jnp.array([0.5, 0.5]))).round(3)
-      Array([[0.7, 0.3]], dtype=float32)
+      >>> probs = jnp.exp(mean_probs(outputs, jnp.array([0.5, 0.5])))
+      >>> bool(jnp.allclose(probs, jnp.array([[0.7, 0.3]])))
+      True
 
     References:
       Y. Dong et al., Boosting adversarial attacks with momentum, 2017, arXiv:1710.06081,

@@ -58,8 +58,8 @@ def rerank(probs: Array, target: Number, alpha: Number = 1.5) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> rerank(jnp.array([[0.5, 0.25, 0.25]]), 2, alpha=1.5).round(3)
-      Array([[0.333, 0.167, 0.5  ]], dtype=float32)
+      >>> rerank(jnp.array([[0.5, 0.25, 0.25]]), 2, alpha=2.5).tolist()
+      [[0.25, 0.125, 0.625]]
 
     References:
       S. Baluja, I. Fischer, Adversarial transformation networks: learning to generate adversarial

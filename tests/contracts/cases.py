@@ -8,10 +8,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from spax import defenses, dp, evasion, poisoning
+from spax import crypto, defenses, dp, evasion, gradients, norms, poisoning
 from spax.dp.accounting import rdp
 from spax.evaluation import worst_of
 
@@ -64,6 +66,41 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             ),
             "l2",
             None,
+        ),
+    ),
+    "eot_attack": (
+        Attack(
+            functools.partial(
+                evasion.eot_attack,
+                transform=lambda x, key: x * jax.random.uniform(key, (), x.dtype, 0.9, 1.0),
+                distance=lambda a, b: norms.norm(a - b, "l2"),
+                steps=12,
+                step_size=0.1,
+                held_out=3,
+                bounds=BOUNDS,
+                gradient=gradients.eot(2),
+            ),
+            "l2",
+            None,
+            needs_key=True,
+            targeted=True,
+        ),
+    ),
+    "human_transfer_attack": (
+        Attack(
+            lambda f, x, y, *, key, eps: evasion.human_transfer_attack(
+                [f, lambda x: 2 * f(x)],
+                x,
+                y,
+                key=key,
+                eps=eps,
+                steps=3,
+                groups=((0,), (1,), (2,)),
+                bounds=BOUNDS,
+            ),
+            "linf",
+            0.1,
+            targeted=True,
         ),
     ),
     "worst_of": (
@@ -184,7 +221,45 @@ def _spent(state: Any) -> int:
     return round(float(state.total[-1]) / (3 * rdp.ORDERS[-1] / 8))
 
 
+_MODEL = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.square(x).sum((1, 2, 3))], axis=1)  # noqa: E731
+_IMAGES = jnp.linspace(0, 1, 2 * 4 * 4).reshape(2, 4, 4, 1)
+_UNIVERSAL = evasion.universal(_MODEL, eps=0.3)
+_PATCH = evasion.adversarial_patch(_MODEL, patch_shape=(3, 3, 1))
+_GENERATOR = evasion.p_atn(lambda w, x: w * x, eps=0.5)
+_ATN = evasion.atn(_MODEL, _GENERATOR, optax.sgd(0.1), 1)
+
+
+def _words(key: Any) -> Any:
+    """A key of jax.random's from one of either kind; an attack has no use for a secure one."""
+    if isinstance(key, crypto.ChaChaKey):
+        return jax.random.wrap_key_data(crypto.bits(key, (2,)))
+    return key
+
+
+def _stick(state: Any, key: Any) -> Any:
+    return _PATCH.update(state, _IMAGES, jnp.array([1, 0]), _words(key))
+
+
 STATES: Mapping[str, tuple[State, ...]] = {
+    "adversarial_patch": (
+        State(lambda: _PATCH.init(jax.random.key(0)), _stick, lambda s: int(s.steps), draws=True),
+    ),
+    "atn": (
+        State(
+            lambda: _ATN.init(jnp.full((1, 1, 1, 1), 0.1)),
+            lambda state, key: _ATN.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
+    "universal": (
+        State(
+            lambda: _UNIVERSAL.init(_IMAGES[0]),
+            lambda state, key: _UNIVERSAL.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
     "private_grad": (
         State(lambda: dp.init_privacy(_SAMPLING), _release, lambda s: int(s.steps), draws=True),
     ),
@@ -194,7 +269,31 @@ STATES: Mapping[str, tuple[State, ...]] = {
 # Public functions of these rooms that have none of the five shapes, and what they are instead.
 OTHERS: Mapping[str, str] = {
     # defenses, evasion
+    "ATN": "what atn returns",
+    "ATNState": "the state of atn",
+    "ATNTerms": "what atn reports",
     "LossTerms": "what an objective reports",
+    "Patch": "what adversarial_patch returns",
+    "PatchState": "the state of adversarial_patch",
+    "Universal": "what universal returns",
+    "UniversalState": "the state of universal",
+    "aae": "a generator for atn",
+    "apply_patch": "a transformation of inputs, the output of adversarial_patch on them",
+    "apply_universal": "a transformation of inputs, the output of universal on them",
+    "atn_loss": "an objective of the attacker's network, tried as atn",
+    "coarse_logits": "a model of other classes, not a defence",
+    "destruction_rate": "a figure of an attack",
+    "ensemble": "one model of several, not a defence",
+    "lab_distance": "a distance",
+    "mean_log_probs": "a way to combine models in an ensemble",
+    "mean_logits": "a way to combine models in an ensemble",
+    "mean_probs": "a way to combine models in an ensemble",
+    "p_atn": "a generator for atn",
+    "photo_transform": "a transformation of inputs",
+    "random_affine_photo": "a transformation of inputs",
+    "rerank": "probabilities that atn aims at",
+    "retinal_blur": "a transformation of inputs",
+    "transfer_matrix": "figures of an attack on several models",
     "least_likely": "labels to attack towards",
     "quantize": "a preprocessing step, tested as bit_depth",
     "random_resize_pad": "a preprocessing step, tested as randomized_resize",
