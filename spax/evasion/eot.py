@@ -220,7 +220,11 @@ def eot_attack(
         outputs = call(logits_fn, z_seen, key_f)
         value = loss(outputs, y).astype(dtype)
         fooled = judged(outputs, y).astype(dtype)
-        return (-value if targeted else value), fooled, distance(_finite(z_seen), x_seen).astype(dtype)
+        return (
+            (-value if targeted else value),
+            fooled,
+            distance(_finite(z_seen), x_seen).astype(dtype),
+        )
 
     def look(z: Array, weight: Array, key: Key) -> Array:
         def goal(z: Array, key: Key) -> tuple[Array, Array]:

@@ -5,12 +5,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from spax.checks import check_batch, check_bounds, check_choice, check_key, check_number
+from spax.checks import (
+    check_batch,
+    check_bounds,
+    check_choice,
+    check_count,
+    check_key,
+    check_number,
+)
+from spax.evasion.deepfool import deepfool
 from spax.evasion.fgsm import objective
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
-from spax.losses import cross_entropy
+from spax.losses import cross_entropy, misclassified
 from spax.norms import box, displace, project, steepest
 from spax.typing import (
     Array,
@@ -24,7 +33,7 @@ from spax.typing import (
     call,
 )
 
-__all__ = ["Universal", "UniversalState", "apply_universal", "universal"]
+__all__ = ["Universal", "UniversalState", "apply_universal", "universal", "universal_deepfool"]
 
 _ANYWHERE = (-jnp.inf, jnp.inf)
 
@@ -201,6 +210,105 @@ def universal(
         length = jnp.asarray(eps, v.dtype) / 20 if step_size is None else step_size
         moved = v + jnp.asarray(length, v.dtype) * steepest(total, norm).astype(v.dtype)
         v = project(moved, jnp.zeros_like(v), eps, norm, _ANYWHERE)[0]
+        rate = jnp.mean(fooled.astype(jnp.float32)) if x.shape[0] else state.fooled
+        return v, UniversalState(v, state.steps + 1, rate)
+
+    return Universal(_init, update)
+
+
+def universal_deepfool(
+    logits_fn: Model,
+    *,
+    eps: Number,
+    overshoot: Number = 0.02,
+    steps: int = 50,
+    candidates: int = 10,
+    norm: str = "linf",
+    bounds: Bounds = (0.0, 1.0),
+) -> Universal:
+    """Universal adversarial perturbation, the classic form: DeepFool on one example after another.
+
+    For each example that v does not fool yet, the least step that takes ``x + v`` over a decision
+    boundary is added to v, and v is projected on the ball. Slow, for it cannot work in parallel,
+    and v need not improve with every pass; `universal` is faster and ends higher. The caller
+    passes over the data until ``state.fooled`` is high enough (the paper: 0.8), or ten times.
+
+    Args:
+      logits_fn: the model, ``[B, ...] -> [B, K]``, plain or Stochastic.
+      eps: radius of the ball around 0 that v stays in, >= 0, a scalar; a traced value below 0
+        means 0.
+      overshoot: of `deepfool`, >= 0.
+      steps: most steps of `deepfool` an example, static, >= 1.
+      candidates: how many classes `deepfool` looks at, static, >= 2.
+      norm: ``"linf"`` or ``"l2"``, of the ball and of DeepFool's steps.
+      bounds: valid range of the inputs. ``x + v`` is clipped to it, v is not.
+
+    Returns:
+      ``Universal(init, update)``, as `universal`: ``update(state, x, y=None, key=None)`` takes a
+      minibatch of any size, example by example in its order; ``y=None`` means the model's clean
+      predictions. ``state.fooled`` is the share of the minibatch that was fooled when its turn
+      came.
+
+    Guarantees:
+      v stays in the ball.
+
+    Raises:
+      ValueError: on another norm, or a number out of its range; at an update, on wrong shapes or
+        concrete inputs out of bounds, or if the model is Stochastic and key is None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> attack = universal_deepfool(lambda x: x, eps=0.2, steps=3)
+      >>> x = jnp.array([[0.6, 0.5], [0.7, 0.4]])
+      >>> v, state = attack.update(attack.init(x[0]), x)
+      >>> apply_universal(v, x).argmax(1).tolist(), bool(abs(v).max() <= 0.2)
+      ([1, 1], True)
+
+    References:
+      S. Moosavi-Dezfooli, A. Fawzi, O. Fawzi, P. Frossard, Universal adversarial perturbations,
+      2017, arXiv:1610.08401, Algorithm 1.
+    """
+    _check_radius(eps, norm, bounds)
+    check_number("overshoot", overshoot, low=0)
+    check_count("steps", steps)
+    check_count("candidates", candidates, 2)
+
+    def update(
+        state: UniversalState, x: Array, y: Array | None = None, key: Key | None = None
+    ) -> tuple[Array, UniversalState]:
+        check_batch(x, y, bounds)
+        if jnp.shape(state.v) != x.shape[1:]:
+            raise ValueError(
+                f"x must be a batch of examples of v's shape, {state.v.shape} (got {x.shape})"
+            )
+        key_clean, key_scan = _keys(logits_fn, key)
+        labels = _clean(logits_fn, x, y, key_clean)
+        err = canonical_convolutions(lambda z, y, k: misclassified(call(logits_fn, z, k), y))
+
+        def visit(v: Array, given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            i, image, label = given
+            k = None if key_scan is None else jax.random.fold_in(key_scan, i)
+            z, label = apply_universal(v, image[None], bounds), label[None]
+            fooled = err(z, label, k)[0]
+
+            def grow(v: Array) -> Array:
+                found = deepfool(
+                    logits_fn,
+                    z,
+                    label,
+                    key=k,
+                    overshoot=overshoot,
+                    norm=norm,
+                    steps=steps,
+                    candidates=candidates,
+                    bounds=bounds,
+                )
+                moved = v[None] + (found - z).astype(v.dtype)
+                return project(moved, jnp.zeros_like(moved), eps, norm, _ANYWHERE)[0]
+
+            return lax.cond(fooled, lambda v: v, grow, v), fooled
+
+        v, fooled = lax.scan(visit, state.v, (jnp.arange(x.shape[0]), x, labels))
         rate = jnp.mean(fooled.astype(jnp.float32)) if x.shape[0] else state.fooled
         return v, UniversalState(v, state.steps + 1, rate)
 

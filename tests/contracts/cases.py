@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spax import crypto, defenses, dp, evasion, gradients, norms, poisoning
+from spax import crypto, defenses, dp, evasion, gradients, poisoning
 from spax.dp.accounting import rdp
 from spax.evaluation import worst_of
 
@@ -73,7 +73,7 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
             functools.partial(
                 evasion.eot_attack,
                 transform=lambda x, key: x * jax.random.uniform(key, (), x.dtype, 0.9, 1.0),
-                distance=lambda a, b: norms.norm(a - b, "l2"),
+                distance=lambda a, b: jnp.sum(jnp.square(a - b), axis=(1, 2)),
                 steps=12,
                 step_size=0.1,
                 held_out=3,
@@ -224,6 +224,7 @@ def _spent(state: Any) -> int:
 _MODEL = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.square(x).sum((1, 2, 3))], axis=1)  # noqa: E731
 _IMAGES = jnp.linspace(0, 1, 2 * 4 * 4).reshape(2, 4, 4, 1)
 _UNIVERSAL = evasion.universal(_MODEL, eps=0.3)
+_CLASSIC = evasion.universal_deepfool(_MODEL, eps=0.3, steps=2)
 _PATCH = evasion.adversarial_patch(_MODEL, patch_shape=(3, 3, 1))
 _GENERATOR = evasion.p_atn(lambda w, x: w * x, eps=0.5)
 _ATN = evasion.atn(_MODEL, _GENERATOR, optax.sgd(0.1), 1)
@@ -256,6 +257,14 @@ STATES: Mapping[str, tuple[State, ...]] = {
         State(
             lambda: _UNIVERSAL.init(_IMAGES[0]),
             lambda state, key: _UNIVERSAL.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
+    "universal_deepfool": (
+        State(
+            lambda: _CLASSIC.init(_IMAGES[0]),
+            lambda state, key: _CLASSIC.update(state, _IMAGES),
             lambda s: int(s.steps),
             draws=False,
         ),
