@@ -1,5 +1,6 @@
 """Expectation over transformation with a visual penalty."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ def lab_distance(a: Array, b: Array) -> Array:
     apart = _lab(a.astype(dtype)) - _lab(b.astype(dtype))
     square = jnp.sum(apart * apart, axis=tuple(range(1, a.ndim)))
     # Rounding has a direction too, and at equal images it would be the derivative.
-    some = square > apart[0].size * 2e-5**2
+    some = square > math.prod(a.shape[1:]) * 2e-5**2
     return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0).astype(a.dtype)
 
 

@@ -1,5 +1,6 @@
 """Examples made to fool models that nobody has, built on what a human eye would pass on."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from spax.checks import check_batch, check_count, check_number
 from spax.evasion.fgsm import mi_fgsm
-from spax.evasion.imaging import check_images, gaussian_blur
+from spax.evasion.imaging import blur_variance, check_images, gaussian_blur
 from spax.evasion.transfer import ensemble
 from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, lift, wide
 
@@ -76,23 +77,22 @@ def retinal_blur(
     variance = jnp.square(jnp.asarray(foveal_sigma, jnp.float32) + slope * away)
 
     widest = jnp.max(variance)
-    widths = [jnp.zeros(())] + [widest / 4.0 ** (levels - 1 - i) for i in range(1, levels)]
-    blurred = jnp.zeros(x.shape, dtype)
-    for i, here in enumerate(widths):
-        image = x.astype(dtype) if i == 0 else gaussian_blur(x.astype(dtype), jnp.sqrt(here))
-        weight = jnp.ones_like(variance)
-        if i:  # rises from the level below ...
-            below = widths[i - 1]
-            weight = (variance - below) / jnp.where(here > below, here - below, 1)
-        if i < levels - 1:  # ... and falls to the next
-            above = widths[i + 1]
-            weight = jnp.minimum(
-                weight, (above - variance) / jnp.where(above > here, above - here, 1)
-            )
-        if i == 0:
-            weight = jnp.where(widest > 0, weight, 1)
-        weight = jnp.clip(weight, 0, 1).astype(dtype)
-        blurred = blurred + weight[None, :, :, None] * image
+    sigmas = [jnp.sqrt(widest) / 2.0 ** (levels - 1 - i) for i in range(1, levels)]
+    widths = [jnp.zeros(())] + [blur_variance(max(height, width), sigma) for sigma in sigmas]
+    # How far each pixel is on its way from the level below to this one. The differences are the
+    # weights of the levels: two of them at most, and 1 in total.
+    ways = [jnp.ones_like(variance)]
+    for below, here in itertools.pairwise(widths):
+        gap = here - below
+        way = jnp.clip((variance - below) / jnp.where(gap > 0, gap, 1), 0, 1)
+        ways.append(jnp.where(gap > 0, way, 1))
+    ways.append(jnp.zeros_like(variance))
+
+    image = x.astype(dtype)
+    blurred = (ways[0] - ways[1]).astype(dtype)[None, :, :, None] * image
+    for i, sigma in enumerate(sigmas, start=1):
+        weight = (ways[i] - ways[i + 1]).astype(dtype)[None, :, :, None]
+        blurred = blurred + weight * gaussian_blur(image, sigma)
     return blurred.astype(x.dtype)
 
 

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from spax.typing import Array, Number, wide
 
-__all__ = ["affine_source", "bilinear", "check_images", "gaussian_blur", "perspective_source"]
+__all__ = [
+    "affine_source",
+    "bilinear",
+    "blur_variance",
+    "check_images",
+    "gaussian_blur",
+    "perspective_source",
+]
 
 
 def check_images(x: Array) -> None:
@@ -126,13 +133,25 @@ def perspective_source(shape: tuple[int, int], corners: Array) -> tuple[Array, A
     return seen(0), seen(1)
 
 
-def _blur_matrix(size: int, sigma: Number) -> Array:
-    """``[size, size]``: a Gaussian filter with the edge repeated, rows summing to 1."""
+def _kernel(size: int, sigma: Number) -> tuple[Array, Array]:
+    """Offsets and weights of a Gaussian on whole pixels, wide enough for images of a size."""
     reach = 4 * size  # what lies beyond weighs nothing unless sigma is as wide as the image
     offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
     variance = jnp.maximum(jnp.square(jnp.asarray(sigma, jnp.float32)), 1e-12)
     weights = jnp.exp(-jnp.square(offsets) / (2 * variance))
-    weights = weights / jnp.sum(weights)
+    return offsets, weights / jnp.sum(weights)
+
+
+def blur_variance(size: int, sigma: Number) -> Array:
+    """The variance that `gaussian_blur` really has: below sigma^2 where sigma is under a pixel."""
+    offsets, weights = _kernel(size, sigma)
+    return jnp.sum(jnp.square(offsets) * weights)
+
+
+def _blur_matrix(size: int, sigma: Number) -> Array:
+    """``[size, size]``: a Gaussian filter with the edge repeated, rows summing to 1."""
+    reach = 4 * size
+    _, weights = _kernel(size, sigma)
     i = jnp.arange(size)
     if size == 1:
         return jnp.ones((1, 1), jnp.float32)
