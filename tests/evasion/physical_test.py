@@ -124,7 +124,7 @@ def test_a_picture_within_the_frame_is_never_cut():
         x, KEY, scale=(0.6, 0.6), rotation=0.0, brightness=0.0, noise=0.0, fill=0.0
     )
     np.testing.assert_allclose(seen.sum((1, 2, 3)), np.full(64, 144.0), rtol=0.02)
-    assert (seen.max(0) > 0.5).all()
+    assert (seen.max(0)[1:-1, 1:-1] > 0.5).all()
 
 
 @pytest.mark.parametrize(
