@@ -14,8 +14,8 @@ from spax.typing import Key, call
 __all__ = ["inspect"]
 
 _EXAMPLES = 8
-# Shares of how far logits lie apart. Two runs of one program agree; two programs agree up to rounding,
-# which on accelerators, or between batch sizes, is coarser.
+# Shares of how far logits lie apart. Two runs of one program agree; two programs agree up to
+# rounding, which on accelerators, or between batch sizes, is coarser.
 _SAME_PROGRAM, _SAME_SHAPE, _OTHER_SHAPE = 1e-6, 1e-4, 1e-2
 
 _NOT_TRACEABLE = (

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from spax.checks import check_batch, check_count, check_key, check_number, is_concrete
+from spax.evasion.adam import Moments, adam, no_moments
 from spax.evasion.minimum_norm import rows
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
@@ -36,8 +37,7 @@ __all__ = ["audio_cw", "distortion_db"]
 
 class _Search(NamedTuple):
     d: Array  # the perturbation, not rounded
-    m: Array
-    v: Array
+    moments: Moments
     tau: Array  # [B]
     weights: Array  # [B, F] of the frames; [B, 0] in the first stage
     x: Array  # the best wave
@@ -209,21 +209,16 @@ def audio_cw(
         best = jnp.where(rows(nearer, x), z, s.x)
 
         g = 2 * delta - weight * grad.astype(dtype)
-        g = jnp.where(jnp.isfinite(g) & free, g, 0)
-        m = _BETA1 * s.m + (1 - _BETA1) * g
-        v = _BETA2 * s.v + (1 - _BETA2) * g * g
-        count = (i + 1).astype(dtype)
-        m_hat = m / (1 - jnp.asarray(_BETA1, dtype) ** count)
-        v_hat = v / (1 - jnp.asarray(_BETA2, dtype) ** count)
+        g = jnp.where(free, g, 0)
+        direction, moments = adam(s.moments, g)
 
         new_tau = jnp.where(success, jnp.minimum(s.tau, peak) * shrink, s.tau)
         size = expand(new_tau / jnp.where(first > 0, first, 1), origin) * rate
         radius = expand(new_tau, origin)
-        d = jnp.clip(s.d - size * m_hat / (jnp.sqrt(v_hat) + _STABILITY), -radius, radius)
+        d = jnp.clip(s.d - size * direction, -radius, radius)
         return _Search(
             jnp.clip(d, low - origin, high - origin),
-            m,
-            v,
+            moments,
             new_tau,
             jnp.where(
                 success[:, None],
@@ -251,7 +246,7 @@ def audio_cw(
     nothing = jnp.zeros((x.shape[0], 0), dtype)
     far = jnp.full(x.shape[:1], jnp.inf, dtype)
     zero = jnp.zeros_like(origin)
-    state = _Search(zero, zero, zero, first, nothing, x, far)
+    state = _Search(zero, no_moments(zero), first, nothing, x, far)
     state = stage(state, steps, 0, lambda outputs, _: (loss(outputs, y), nothing))
     if not align_steps:
         return state.x
@@ -263,8 +258,7 @@ def audio_cw(
     path = jnp.argmax(outputs, axis=2)
     restart = _Search(
         state.x.astype(dtype) - origin,
-        zero,
-        zero,
+        no_moments(zero),
         # Its first look, at the best wave, lowers tau. Where nothing was found there is no path to
         # keep: the wave stays as it is.
         jnp.where(jnp.isfinite(state.distance), state.distance, 0),

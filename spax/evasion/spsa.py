@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from spax.checks import check_batch, check_count, check_key, check_number
+from spax.evasion.adam import Moments, adam, no_moments
 from spax.evasion.fgsm import _Best, _better, objective
 from spax.evasion.oracle import Info, ask, budget_of
 from spax.losses import margin
@@ -27,15 +28,14 @@ from spax.typing import (
 
 __all__ = ["spsa_attack"]
 
-_BETA1, _BETA2, _STABILITY = 0.9, 0.999, 1e-8  # Adam
+
 _CHUNK = 32  # pairs in one evaluation of the model, at most
 
 
 class _Climb(NamedTuple):
     i: Array
     z: Array
-    m: Array
-    v: Array
+    moments: Moments
     best: _Best
     queries: Array
     active: Array
@@ -207,23 +207,17 @@ def spsa_attack(
         grad = slope(c.z, moving, key_slope)
         queries = queries + 2 * n * moving.astype(jnp.int32)
 
-        grad = jnp.where(jnp.isfinite(grad), grad, 0)
-        m = _BETA1 * c.m + (1 - _BETA1) * grad
-        v = _BETA2 * c.v + (1 - _BETA2) * grad * grad
-        count = (c.i + 1).astype(dtype)
-        m_hat = m / (1 - jnp.asarray(_BETA1, dtype) ** count)
-        v_hat = v / (1 - jnp.asarray(_BETA2, dtype) ** count)
-        step = expand(step_size, m) * m_hat / (jnp.sqrt(v_hat) + _STABILITY)
+        direction, moments = adam(c.moments, grad)
+        step = expand(step_size, direction) * direction
         moved = project(c.z - x + step.astype(x.dtype), x, eps, "linf", bounds)
         z = jnp.where(expand(moving, x) > 0, displace(x, moved, bounds), c.z)
-        return _Climb(c.i + 1, z, m, v, best, queries, moving)
+        return _Climb(c.i + 1, z, moments, best, queries, moving)
 
-    nothing = jnp.zeros(x.shape, dtype)
     everyone = jnp.ones(x.shape[:1], bool)
     some = jax.eval_shape(lambda x: scored(ask(logits_fn, x, everyone, root), x)[1], x)
     unseen = _Best(x, jnp.full(some.shape, -1, some.dtype), jnp.full(x.shape[:1], -jnp.inf, dtype))
     start = _Climb(
-        jnp.zeros((), jnp.int32), x, nothing, nothing, unseen,
+        jnp.zeros((), jnp.int32), x, no_moments(jnp.zeros(x.shape, dtype)), unseen,
         jnp.zeros(x.shape[:1], jnp.int32), everyone,
     )  # fmt: skip
     end = lax.while_loop(lambda c: (c.i <= steps) & jnp.any(c.active), climb, start)

@@ -6,13 +6,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from spax.evasion.adam import Moments, adam, no_moments
 from spax.evasion.minimum_norm import Found, Rest, nearer, rest, rows, unrested
 from spax.norms import box
 from spax.typing import Array, Bounds, Number, expand, wide
 
 __all__ = ["Box", "Descent", "box_of", "descend", "variables"]
-
-_BETA1, _BETA2, _STABILITY = 0.9, 0.999, 1e-8  # Adam
 
 
 class Box(NamedTuple):
@@ -32,8 +31,7 @@ class Descent(NamedTuple):
     """The state of a round."""
 
     w: Array
-    m: Array
-    v: Array
+    moments: Moments
     rest: Rest
     steps: Array
     success: Array  # whether this round has succeeded
@@ -104,15 +102,10 @@ def descend(
         # An eot hook reports the share of draws that succeeded: most of them must.
         success = (success > 0.5) & state.rest.active
         g = (slope - expand(const, delta) * grad.astype(dtype)) * half * (1 - t * t)
-        g = jnp.where(jnp.isfinite(g), g, 0)
         if allowed is not None:
             g = jnp.where(allowed, g, 0)
-        m = _BETA1 * state.m + (1 - _BETA1) * g
-        v = _BETA2 * state.v + (1 - _BETA2) * g * g
-        count = (i + 1).astype(dtype)
-        m_hat = m / (1 - jnp.asarray(_BETA1, dtype) ** count)
-        v_hat = v / (1 - jnp.asarray(_BETA2, dtype) ** count)
-        w = state.w - expand(step_size, delta) * m_hat / (jnp.sqrt(v_hat) + _STABILITY)
+        direction, moments = adam(state.moments, g)
+        w = state.w - expand(step_size, delta) * direction
 
         resting = state.rest
         if abort_early:
@@ -121,16 +114,14 @@ def descend(
             resting = resting._replace(active=resting.active & ~(success & enough(far)))
         return Descent(
             jnp.where(rows(state.rest.active, x), w, state.w),
-            m,
-            v,
+            moments,
             resting,
             state.steps + state.rest.active.astype(state.steps.dtype),
             state.success | success,
             nearer(state.found, z, far, const, success),
         )
 
-    zeros = jnp.zeros_like(w)
-    state = Descent(w, zeros, zeros, unrested(active, dtype), spent, jnp.zeros_like(active), found)
+    state = Descent(w, no_moments(w), unrested(active, dtype), spent, jnp.zeros_like(active), found)
     if not abort_early and enough is None:
         return lax.fori_loop(0, steps, step, state)
     return lax.while_loop(

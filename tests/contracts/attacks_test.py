@@ -9,7 +9,8 @@ import pytest
 
 from spax.evaluation import judge
 from spax.norms import norm as norm_of
-from tests.contracts.cases import ATTACKS, BOUNDS, QUICK
+from tests.contracts.attack_cases import ATTACKS, BOUNDS
+from tests.contracts.cases import QUICK
 
 pytestmark = pytest.mark.usefixtures("strict")
 

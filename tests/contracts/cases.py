@@ -10,181 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from spax import crypto, defenses, dp, evasion, poisoning
 from spax.dp.accounting import rdp
-from spax.evaluation import worst_of
-from spax.losses import cross_entropy, hits
 
 # Compiler options: laws hold however well the code is optimised, and compiling it takes longest.
 QUICK = {"xla_backend_optimization_level": 0}
-
-# The range of each of the two channels of what is attacked.
-BOUNDS = (np.array([0.0, -1.0], np.float32), np.array([1.0, 2.0], np.float32))
-
-
-class Attack(NamedTuple):
-    """An attack on inputs within BOUNDS with its arguments; ``eps`` None: minimum norm.
-
-    ``run(logits_fn, x, y, *, key)`` and, unless it is of minimum norm, ``eps``.
-    """
-
-    run: Any
-    norm: str
-    eps: float | None
-    needs_key: bool = False
-    targeted: bool = False
-
-
-def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
-    targeted = settings.get("targeted", False)
-    run = functools.partial(attack, bounds=BOUNDS, **settings)
-    return Attack(
-        run, ball, eps, needs_key=attack in (evasion.pgd, evasion.spsa_attack), targeted=targeted
-    )
-
-
-def _policy_l1(logits_fn: Any, x: Any, y: Any, *, key: Any, eps: Any) -> Any:
-    """The attack on policies takes its radius per entry, of which there are six."""
-    settings = {"norm": "l1", "bounds": BOUNDS}
-    return evasion.policy_fgsm(logits_fn, x, y, key=key, eps=eps / 6, **settings)
-
-
-ATTACKS: Mapping[str, tuple[Attack, ...]] = {
-    "fgsm": (
-        _bounded(evasion.fgsm, "linf", 0.1),
-        _bounded(evasion.fgsm, "l2", 0.3, norm="l2"),
-        _bounded(evasion.fgsm, "l1", 0.5, norm="l1", targeted=True),
-    ),
-    "bim": (_bounded(evasion.bim, "linf", 0.1, steps=3),),
-    "mi_fgsm": (
-        _bounded(evasion.mi_fgsm, "linf", 0.1, steps=3),
-        _bounded(evasion.mi_fgsm, "l2", 0.3, steps=3, norm="l2"),
-    ),
-    "pgd": (
-        _bounded(evasion.pgd, "linf", 0.1, steps=3, restarts=2),
-        _bounded(evasion.pgd, "l2", 0.3, steps=3, norm="l2"),
-        _bounded(evasion.pgd, "l1", 0.5, steps=3, norm="l1", targeted=True),
-    ),
-    "carlini_wagner": (
-        Attack(
-            functools.partial(
-                evasion.carlini_wagner, steps=30, search_steps=3, initial_const=1.0, bounds=BOUNDS
-            ),
-            "l2",
-            None,
-        ),
-        *(
-            Attack(
-                functools.partial(
-                    evasion.carlini_wagner,
-                    norm=ball,
-                    steps=30,
-                    search_steps=2,
-                    step_size=0.1,
-                    initial_const=1.0,
-                    bounds=BOUNDS,
-                ),
-                ball,
-                None,
-            )
-            for ball in ("l0", "linf")
-        ),
-    ),
-    "ead": (
-        Attack(
-            functools.partial(
-                evasion.ead, steps=30, search_steps=3, initial_const=1.0, bounds=BOUNDS
-            ),
-            "l1",
-            None,
-        ),
-    ),
-    "jsma": (
-        Attack(
-            functools.partial(evasion.jsma, theta=0.5, gamma=1.0, bounds=BOUNDS),
-            "l0",
-            None,
-            targeted=True,
-        ),
-    ),
-    "policy_fgsm": (Attack(_policy_l1, "l1", 0.5),),
-    "audio_cw": (
-        Attack(
-            functools.partial(
-                evasion.audio_cw,
-                tau=1.0,
-                step_size=0.05,
-                steps=30,
-                bits=None,
-                bounds=BOUNDS,
-                loss=cross_entropy,
-                criterion=hits,
-            ),
-            "linf",
-            None,
-            targeted=True,
-        ),
-    ),
-    "deepfool": (
-        Attack(functools.partial(evasion.deepfool, steps=5, bounds=BOUNDS), "l2", None),
-        Attack(
-            functools.partial(evasion.deepfool, steps=5, norm="linf", bounds=BOUNDS), "linf", None
-        ),
-    ),
-    "fab": (
-        Attack(functools.partial(evasion.fab, norm="l2", steps=5, bounds=BOUNDS), "l2", None),
-        Attack(
-            functools.partial(evasion.fab, norm="l2", steps=5, targets=2, bounds=BOUNDS), "l2", 0.5
-        ),
-    ),
-    "lbfgs": (
-        Attack(
-            functools.partial(
-                evasion.lbfgs, steps=4, search_steps=4, initial_weight=1.0, bounds=BOUNDS
-            ),
-            "l2",
-            None,
-            targeted=True,
-        ),
-    ),
-    "hop_skip_jump": (
-        Attack(
-            functools.partial(
-                evasion.hop_skip_jump, steps=3, init_evals=40, max_queries=400, bounds=BOUNDS
-            ),
-            "l2",
-            None,
-            needs_key=True,
-        ),
-    ),
-    "boundary": (
-        Attack(
-            functools.partial(evasion.boundary, steps=30, bounds=BOUNDS),
-            "l2",
-            None,
-            needs_key=True,
-        ),
-    ),
-    "spsa_attack": (_bounded(evasion.spsa_attack, "linf", 0.1, step_size=0.05, n=4, steps=3),),
-    "worst_of": (
-        Attack(
-            worst_of(
-                [
-                    functools.partial(evasion.fgsm, bounds=BOUNDS, targeted=True),
-                    functools.partial(evasion.bim, steps=2, bounds=BOUNDS, targeted=True),
-                ],
-                bounds=BOUNDS,
-                targeted=True,
-            ),
-            "linf",
-            0.1,
-            targeted=True,
-        ),
-    ),
-}
 
 
 class Wrapper(NamedTuple):
@@ -308,10 +140,7 @@ def _copied() -> Any:
 
 
 def _copy(state: Any, key: Any) -> Any:
-    # What draws here is no secret: any key will do.
-    if isinstance(key, crypto.ChaChaKey):
-        key = jax.random.wrap_key_data(key.words[:2])
-    return _COPY.update(state, key)
+    return _COPY.update(state, _words(key))
 
 
 def _roam(place: Any, action: Any, key: Any) -> Any:
@@ -333,13 +162,58 @@ _AGENT = evasion.dqn(
 
 
 def _play(state: Any, key: Any) -> Any:
+    return _AGENT.update(state, _words(key))
+
+
+_MODEL = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.square(x).sum((1, 2, 3))], axis=1)  # noqa: E731
+_IMAGES = jnp.linspace(0, 1, 2 * 4 * 4).reshape(2, 4, 4, 1)
+_UNIVERSAL = evasion.universal(_MODEL, eps=0.3)
+_CLASSIC = evasion.universal_deepfool(_MODEL, eps=0.3, steps=2)
+_PATCH = evasion.adversarial_patch(_MODEL, patch_shape=(3, 3, 1))
+_GENERATOR = evasion.p_atn(lambda w, x: w * x, eps=0.5)
+_ATN = evasion.atn(_MODEL, _GENERATOR, optax.sgd(0.1), 1)
+
+
+def _words(key: Any) -> Any:
+    """A key of jax.random's from one of either kind; an attack has no use for a secure one."""
     if isinstance(key, crypto.ChaChaKey):
-        key = jax.random.wrap_key_data(crypto.bits(key, (2,)))
-    return _AGENT.update(state, key)
+        return jax.random.wrap_key_data(crypto.bits(key, (2,)))
+    return key
+
+
+def _stick(state: Any, key: Any) -> Any:
+    return _PATCH.update(state, _IMAGES, jnp.array([1, 0]), _words(key))
 
 
 STATES: Mapping[str, tuple[State, ...]] = {
     "substitute": (State(_copied, _copy, lambda s: int(s.rounds), draws=True),),
+    "adversarial_patch": (
+        State(lambda: _PATCH.init(jax.random.key(0)), _stick, lambda s: int(s.steps), draws=True),
+    ),
+    "atn": (
+        State(
+            lambda: _ATN.init(jnp.full((1, 1, 1, 1), 0.1)),
+            lambda state, key: _ATN.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
+    "universal": (
+        State(
+            lambda: _UNIVERSAL.init(_IMAGES[0]),
+            lambda state, key: _UNIVERSAL.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
+    "universal_deepfool": (
+        State(
+            lambda: _CLASSIC.init(_IMAGES[0]),
+            lambda state, key: _CLASSIC.update(state, _IMAGES),
+            lambda s: int(s.steps),
+            draws=False,
+        ),
+    ),
     "private_grad": (
         State(lambda: dp.init_privacy(_SAMPLING), _release, lambda s: int(s.steps), draws=True),
     ),
@@ -367,6 +241,30 @@ OTHERS: Mapping[str, str] = {
     "Substitute": "what substitute returns",
     "SubstituteState": "the state of substitute",
     "jacobian_augment": "new inputs, tested with substitute",
+    "ATN": "what atn returns",
+    "ATNState": "the state of atn",
+    "ATNTerms": "what atn reports",
+    "Patch": "what adversarial_patch returns",
+    "PatchState": "the state of adversarial_patch",
+    "Universal": "what universal returns",
+    "UniversalState": "the state of universal",
+    "aae": "a generator for atn",
+    "apply_patch": "a transformation of inputs, the output of adversarial_patch on them",
+    "apply_universal": "a transformation of inputs, the output of universal on them",
+    "atn_loss": "an objective of the attacker's network, tried as atn",
+    "coarse_logits": "a model of other classes, not a defence",
+    "destruction_rate": "a figure of an attack",
+    "ensemble": "one model of several, not a defence",
+    "lab_distance": "a distance",
+    "mean_log_probs": "a way to combine models in an ensemble",
+    "mean_logits": "a way to combine models in an ensemble",
+    "mean_probs": "a way to combine models in an ensemble",
+    "p_atn": "a generator for atn",
+    "photo_transform": "a transformation of inputs",
+    "random_affine_photo": "a transformation of inputs",
+    "rerank": "probabilities that atn aims at",
+    "retinal_blur": "a transformation of inputs",
+    "transfer_matrix": "figures of an attack on several models",
     "least_likely": "labels to attack towards",
     "minimize_lbfgs_box": "a solver, of lbfgs and of others",
     "quantize": "a preprocessing step, tested as bit_depth",

@@ -6,8 +6,9 @@ import inspect
 import pytest
 
 from tests.contracts import cases
+from tests.contracts.attack_cases import ATTACKS
 
-SHAPES = (cases.ATTACKS, cases.WRAPPERS, cases.OBJECTIVES, cases.DATASET_MAPS, cases.STATES)
+SHAPES = (ATTACKS, cases.WRAPPERS, cases.OBJECTIVES, cases.DATASET_MAPS, cases.STATES)
 ROOMS = (
     "evasion",
     "defenses",
