@@ -18,6 +18,8 @@ _EXAMPLES = 8
 # rounding, which on accelerators, or between batch sizes, is coarser.
 _SAME_PROGRAM, _SAME_SHAPE, _OTHER_SHAPE = 1e-6, 1e-4, 1e-2
 
+_UNSEEN = 104.0  # exp(-104) is 0 in float32
+
 _NOT_TRACEABLE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -130,21 +132,26 @@ def _check_purity(
     second: Any,
 ) -> None:
     def off(other: np.ndarray) -> float:
-        """Largest difference of a logit, as a share of itself or of what is usual.
+        """Largest difference of a logit, as a share of the largest, or of what is usual.
 
-        Logits count from the largest of their row: what is added to all of them hides nothing,
-        and neither does one of another magnitude, such as that of a class that is masked out.
+        The second counts logits from the largest of their row: what is added to all of them hides
+        nothing there, and neither does one of another magnitude, as of a class masked out.
         """
         finite = np.isfinite(logits) & np.isfinite(other)
         if (finite != np.isfinite(logits)).any():
             return np.inf
+        one, two = (np.where(finite, z, 0.0) for z in (logits, other))
+        gap, scale = np.abs(one - two).max(initial=0.0), np.abs(one).max(initial=0.0)
         one, two = (
             np.where(finite, z - np.where(finite, z, -np.inf).max(axis=1, keepdims=True), 0.0)
             for z in (logits, other)
         )
-        apart = np.abs(one[one != 0])
-        usual = np.median(apart) if apart.size else 1.0
-        return float((np.abs(one - two) / (usual + np.abs(one))).max(initial=0.0))
+        apart = -one[one < 0]
+        seen = apart[apart < _UNSEEN]  # by a softmax in float32, if any is
+        apart = seen if seen.size else apart
+        usual = (np.median(apart) if apart.size else 1.0) + np.abs(one)
+        relative = float((np.abs(one - two) / usual).max(initial=0.0))
+        return max(float(gap / scale) if scale else float(gap), relative)
 
     not_deterministic = AuditError(
         f"model {name!r} is not deterministic: twice the same inputs gave different logits; {_MARK}"

@@ -100,7 +100,7 @@ def run(
     check_data(data)
     budget = _checked_budget(budget).for_bounds(data.bounds)
     _check_key(key)
-    if callable(probes) or not all(map(callable, probes or [None])):
+    if not isinstance(probes, Sequence) or not all(map(callable, probes)):
         raise AuditError(
             "probes must be a sequence of functions (models, data, budget, key) -> Section, such "
             f"as spax.audit.STANDARD (got {probes!r})"

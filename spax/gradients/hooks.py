@@ -15,7 +15,7 @@ from jax import lax
 
 from spax.checks import check_count, check_key, check_number
 from spax.norms import example_keys
-from spax.typing import Array, Gradient, Key, PyTree, call, expand
+from spax.typing import Array, Gradient, Key, Number, PyTree, call, expand
 
 __all__ = ["eot", "exact", "nes", "spsa"]
 
@@ -96,7 +96,7 @@ def eot(n: int = 30) -> Gradient:
 
 
 def _finite_differences(
-    n: int, step: float, draw: Callable[[Key, tuple[int, ...], Any], Array], name: str
+    n: int, step: Number, draw: Callable[[Key, tuple[int, ...], Any], Array], name: str
 ) -> Gradient:
     def gradient(fn: Any, x: Array, key: Key | None) -> tuple[Array, Array, PyTree]:
         key_value, key_draws = jax.random.split(check_key(key, f"gradient={name}"))
@@ -114,7 +114,7 @@ def _finite_differences(
     return gradient
 
 
-def nes(n: int = 50, sigma: float = 1e-3) -> Gradient:
+def nes(n: int = 50, sigma: Number = 1e-3) -> Gradient:
     """Natural evolution strategies: the gradient from values alone, along Gaussian directions.
 
     Estimates ``E[(f(x + sigma u) - f(x - sigma u)) / (2 sigma) u]`` with ``u ~ N(0, I)``, drawn
@@ -147,7 +147,7 @@ def nes(n: int = 50, sigma: float = 1e-3) -> Gradient:
     return _finite_differences(n, sigma, jax.random.normal, "nes")
 
 
-def spsa(n: int = 256, delta: float = 0.01) -> Gradient:
+def spsa(n: int = 256, delta: Number = 0.01) -> Gradient:
     """Simultaneous perturbation: the gradient from values alone, along random signs.
 
     Estimates ``E[(f(x + delta u) - f(x - delta u)) / (2 delta) u]`` with u of random signs, drawn

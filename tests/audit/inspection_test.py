@@ -81,6 +81,16 @@ def test_an_unmarked_draw_is_found_and_told_how_to_mark(fn):
     assert "spax.typing.Stochastic(fn)" in message
 
 
+@pytest.mark.parametrize(
+    "hide", [lambda z: z + 1e5, lambda z: jnp.pad(z, ((0, 0), (0, 3)), constant_values=-1e9)]
+)
+def test_large_logits_hide_nothing(hide):
+    message = refused(lambda x: hide(unmarked(x)))
+    assert "not deterministic" in message
+    assert "batch-dependent" in refused(lambda x: hide(normalised(train=True)(x)))
+    inspect({"mine": Model(lambda x: hide(linear.logits_fn(x)))}, DATA, KEY)
+
+
 class Normalised(linen.Module):
     @linen.compact
     def __call__(self, x, train):

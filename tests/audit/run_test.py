@@ -65,10 +65,25 @@ def test_progress_adds_up_to_what_was_announced(probes):
 
 def test_progress_ends_when_a_probe_fails():
     watching = Watching()
-    with pytest.raises(RuntimeError, match="a bug in a probe"):
+    with pytest.raises(AuditError, match=r"probe failing fails .*a bug in a probe") as error:
         audit(probes=(quiet, failing), progress=watching)
+    assert isinstance(error.value.__cause__, RuntimeError)
     assert watching.finished == 1
     assert sum(watching.units) < expected_units((quiet, failing))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"key": 0}, r"jax\.random\.key\(0\).*got key=0"),
+        ({"key": jax.random.split(KEY)}, r"got key=an array of shape \(2,\)"),
+        ({"probes": quiet}, "probes must be a sequence of functions"),
+        ({"probes": None}, "probes must be a sequence of functions"),
+    ],
+)
+def test_what_is_no_key_and_no_probe_is_said_in_one_line(wrong, said):
+    with pytest.raises(AuditError, match=said):
+        audit(**wrong)
 
 
 def test_sections_come_in_the_order_of_the_probes_each_with_its_key():

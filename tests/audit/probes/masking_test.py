@@ -51,11 +51,30 @@ def test_masked_gradients_are_found_out(how):
 
 def test_probabilities_are_attacked_by_their_logarithm():
     section = probe(masking, Model(MASKED["probabilities"][0]))
-    (log,) = [
-        m for m in figures(section, "checked_robust_accuracy") if m.settings["attack"] == "log"
-    ]
     data = linear.data()
-    assert log.value == linear.robust_accuracy(data.x_test, data.y_test, BUDGET.headline_eps)
+    found = {
+        m.settings["eps"]: m.value
+        for m in figures(section, "checked_robust_accuracy")
+        if m.settings["attack"] == "log"
+    }
+    assert found == {
+        eps: linear.robust_accuracy(data.x_test, data.y_test, eps)
+        for eps in (BUDGET.headline_eps, BUDGET.eps[-1])
+    }
+
+
+def test_what_is_masked_at_the_largest_radius_alone_is_found_out():
+    """Gradients of the wrong sign: within a small ball nothing could be gained by better ones."""
+    budget = dataclasses.replace(BUDGET, eps=(1e-6, 2e-6, 0.1))
+    model = Model(MASKED["a gradient of the wrong sign"][0])
+    assert verdict(probe(masking, model, budget=budget), "black_box") == "failure"
+
+
+def test_few_examples_give_no_trust():
+    data = linear.data()
+    few = dataclasses.replace(data, x_test=data.x_test[:6], y_test=data.y_test[:6])
+    (found,) = [v for v in probe(masking, LINEAR, few).verdicts if v.name == "robustness"]
+    assert (found.level, found.text) == ("warning", "6 examples are too few to see masking by")
 
 
 def test_points_made_on_another_model_count_against_a_masked_one():

@@ -123,3 +123,32 @@ def test_no_noise_and_no_members():
 def test_another_receipt_is_refused():
     with pytest.raises(AuditError, match=r"must be the spax\.dp\.PrivacyState.*got float"):
         probe(privacy, Model(linear.logits_fn, privacy=3.0))
+
+
+def damaged(**changes):
+    whole = receipt()
+    spent = dataclasses.replace(whole.spent, **changes.pop("spent", {}))
+    return dataclasses.replace(whole, spent=spent, **changes)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        damaged(spent={"total": receipt().spent.total * jnp.nan}),
+        damaged(spent={"total": -receipt().spent.total}),
+        damaged(spent={"total": 0 * receipt().spent.total, "carry": 0 * receipt().spent.carry}),
+        damaged(steps=jnp.int32(0)),
+        damaged(steps=jnp.int32(-5)),
+        damaged(overflow=jnp.float32(-1)),
+    ],
+    ids=["NaN", "negative", "nothing spent", "no release", "releases < 0", "overflow < 0"],
+)
+def test_a_damaged_receipt_promises_nothing(broken):
+    section = probe(privacy, Model(linear.logits_fn, privacy=broken))
+    assert verdict(section, "privacy") == "failure"
+
+
+def test_a_receipt_of_several_trainings_is_refused():
+    many = damaged(steps=jnp.int32([1, 2]))
+    with pytest.raises(AuditError, match=r"one training.*\(2,\)"):
+        probe(privacy, Model(linear.logits_fn, privacy=many))

@@ -1,5 +1,6 @@
 """The RDP accountant against exact values, another implementation and closed forms."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -234,3 +235,11 @@ def test_the_users_64_bit_flag_is_left_alone():
 def test_numbers_out_of_range_and_other_mechanisms_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("damage", [jnp.nan, -1.0])
+def test_a_damaged_state_looks_like_nothing_spent_to_nobody(damage):
+    _, state = rdp.update(rdp.init(), noise_multiplier=2.0, steps=3)
+    broken = dataclasses.replace(state, total=damage * state.total)
+    assert float(rdp.epsilon(broken, 1e-5)) == np.inf
+    assert float(rdp.delta(broken, 5.0)) == 1
