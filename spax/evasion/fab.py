@@ -271,7 +271,7 @@ def fab(
     def close(i: Array, carry: tuple[Array, Array, Array, _Best]) -> tuple:
         inner, value, outer_value, best = carry
         # Where the line through both margins is 0; the inner point is right, the outer one wrong.
-        # Short of it: at the point itself rounding decides, and another batch size rounds otherwise.
+        # Short of it: at the point itself rounding decides, which depends on the size of the batch.
         gap = outer_value - value
         share = 0.9 * jnp.clip(outer_value / jnp.where(gap > 0, gap, 1), 0, 1)
         outer = best.x.astype(dtype)
