@@ -125,7 +125,7 @@ def fab(
     intersection with the box, by d and d'; then ``z = clip((1 - a)(z + eta d) + a (x + eta d'))``
     with ``a = min(|d| / (|d| + |d'|), alpha_max)``. Where that fools, it is kept if it is the
     nearest yet, and z goes back towards x, to ``x + beta (z - x)``. It has no step size, does not
-    change when the logits are scaled, and passes by the box exactly.
+    change when the logits are scaled, and projects on the box exactly.
 
     Args:
       logits_fn: the model, ``[B, ...] -> [B, K]``, plain or Stochastic.
