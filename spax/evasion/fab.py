@@ -125,7 +125,7 @@ def fab(
     intersection with the box, by d and d'; then ``z = clip((1 - a)(z + eta d) + a (x + eta d'))``
     with ``a = min(|d| / (|d| + |d'|), alpha_max)``. Where that fools, it is kept if it is the
     nearest yet, and z goes back towards x, to ``x + beta (z - x)``. It has no step size, does not
-    change when the logits are scaled, and passes by the box exactly.
+    change when the logits are scaled, and projects on the box exactly.
 
     Args:
       logits_fn: the model, ``[B, ...] -> [B, K]``, plain or Stochastic.
@@ -146,7 +146,7 @@ def fab(
         this many, each in runs of its own with one backward pass a step (FAB-T). Or an int array
         ``[B]`` or ``[B, T]`` of those classes. To fool is to leave y in any case.
       final_steps: steps of the closing search, static, >= 0: on the segment from x to the point
-        found, 99 % of the way to where the margin would be 0 were it linear.
+        found, nine tenths of the way to where the margin would be 0 were it linear.
       bounds: valid range of the inputs.
 
     Returns:
@@ -271,9 +271,9 @@ def fab(
     def close(i: Array, carry: tuple[Array, Array, Array, _Best]) -> tuple:
         inner, value, outer_value, best = carry
         # Where the line through both margins is 0; the inner point is right, the outer one wrong.
-        # A little short of it: at the point itself, rounding decides.
+        # Short of it: at the point itself rounding decides, which depends on the size of the batch.
         gap = outer_value - value
-        share = 0.99 * jnp.clip(outer_value / jnp.where(gap > 0, gap, 1), 0, 1)
+        share = 0.9 * jnp.clip(outer_value / jnp.where(gap > 0, gap, 1), 0, 1)
         outer = best.x.astype(dtype)
         z = rounded(outer - expand(share, outer) * (outer - inner))
         reached, fooled = judge(z, key_at(key_end, i))
