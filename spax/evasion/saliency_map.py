@@ -45,26 +45,14 @@ def _best_pair(a: Array, b: Array, free: Array, candidates: int | None) -> tuple
         for_b = lax.top_k(jnp.where(free, -b, -jnp.inf), candidates)[1]
         places = jnp.concatenate([for_a, for_b])
         a, b, free = a[places], b[places], free[places]
-    numbers = jnp.arange(a.shape[0])
-
-    def scores(p: Array, a_p: Array, b_p: Array, free_p: Array) -> Array:
-        """Of a feature with all others; broadcasts."""
-        total_a, total_b = a_p + a[None, :], b_p + b[None, :]
-        admissible = (total_a > 0) & (total_b < 0) & free_p & free[None, :] & (p != places[None, :])
-        return jnp.where(admissible, -total_a * total_b, -jnp.inf)
-
-    def only(v: Array, i: Array) -> Array:
-        """``v[i]``, ``[1, 1]``, whatever the sharding."""
-        kept = jnp.where(numbers == i, v, jnp.zeros_like(v))
-        return jnp.sum(kept).astype(v.dtype).reshape(1, 1)
-
-    # The best of every row, then the place in the best row: quicker than one argmax of the table.
-    best = jnp.max(scores(places[:, None], a[:, None], b[:, None], free[:, None]), axis=1)
-    p = jnp.argmax(best)
-    row = scores(only(places, p), only(a, p), only(b, p), only(free, p))
-    q = jnp.argmax(row[0])
-    pair = jnp.concatenate([only(places, p), only(places, q)], axis=1)[0]
-    return pair, jnp.max(best) > -jnp.inf
+    total_a, total_b = a[:, None] + a[None, :], b[:, None] + b[None, :]
+    admissible = (total_a > 0) & (total_b < 0) & free[:, None] & free[None, :]
+    admissible &= places[:, None] != places[None, :]
+    score = jnp.where(admissible, -total_a * total_b, -jnp.inf).reshape(-1)
+    best = jnp.argmax(score)
+    pair = jnp.stack([best // len(places), best % len(places)])
+    # Without candidates the places are the features: a gather would not know its sharding.
+    return pair if candidates is None else places[pair], jnp.max(score) > -jnp.inf
 
 
 def jsma(
