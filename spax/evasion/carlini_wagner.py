@@ -164,7 +164,8 @@ def carlini_wagner(
       norm: ``"l2"``, ``"l0"`` (the number of entries, channels counted one by one) or ``"linf"``.
       abort_early: whether an example rests for the remainder of a round once a tenth of the
         steps has not lowered its objective by 0.01 %, having lowered it before. The round ends
-        when all rest. With it the attack cannot be differentiated in reverse mode.
+        when all rest. With it, and for l0 and linf, the attack cannot be differentiated in
+        reverse mode.
       targeted: whether ``y`` are wanted labels.
       bounds: valid range of the inputs, finite.
       loss: ``(outputs, y) -> [B]``, positive at success: the margin.
@@ -197,7 +198,9 @@ def carlini_wagner(
 
     References:
       N. Carlini, D. Wagner, Towards evaluating the robustness of neural networks, 2017,
-      arXiv:1608.04644, Section VI-A, f_6.
+      arXiv:1608.04644, Sections VI-A (l2), VI-B (l0), VI-C (linf), f_6. Deviations for l0 and linf:
+      several entries leave at a time, c grows tenfold and not twofold, and a failed level is
+      followed by an easier one instead of by the end.
     """
     check_choice("norm", norm, ("l2", "l0", "linf"))
     check_search(

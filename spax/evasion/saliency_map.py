@@ -51,7 +51,8 @@ def _best_pair(a: Array, b: Array, free: Array, candidates: int | None) -> tuple
     score = jnp.where(admissible, -total_a * total_b, -jnp.inf).reshape(-1)
     best = jnp.argmax(score)
     pair = jnp.stack([best // len(places), best % len(places)])
-    return places[pair], score[best] > -jnp.inf
+    # Without candidates the places are the features: a gather would not know its sharding.
+    return pair if candidates is None else places[pair], jnp.max(score) > -jnp.inf
 
 
 def jsma(
