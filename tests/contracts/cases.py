@@ -131,12 +131,12 @@ _COPY = evasion.substitute(
     reservoir_after=1,
     reservoir_size=3,
     epochs=2,
-    batch_size=4,
+    batch_size=2,
 )
 
 
 def _copied() -> Any:
-    return _COPY.init(jnp.ones((4, 2)), jnp.linspace(0, 1, 6).reshape(3, 2))
+    return _COPY.init(jnp.ones((4, 2)), jnp.linspace(0, 1, 10).reshape(5, 2))
 
 
 def _copy(state: Any, key: Any) -> Any:
