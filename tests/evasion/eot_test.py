@@ -9,8 +9,6 @@ from spax.evasion import eot_attack, lab_distance
 from spax.gradients import eot
 from spax.losses import hits, margin
 from spax.norms import norm
-from spax.typing import Stochastic
-from tests.evasion import ridge
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -150,30 +148,3 @@ def test_bad_settings_raise(arguments, message):
              "distance": l2, "steps": 1, **arguments}  # fmt: skip
     with pytest.raises(ValueError, match=message):
         eot_attack(lambda x: x, **given)
-
-
-def test_on_digits_it_survives_photos_that_undo_a_plain_attack(digits):
-    """Athalye et al.: averaged over the transformation, most draws are the target's; else few."""
-    from spax.evasion import pgd, random_affine_photo
-
-    w = ridge.fit(digits.x_train, digits.y_train)
-    x, y = jnp.asarray(digits.x_test[:24]), jnp.asarray(digits.y_test[:24])
-    target = (y + 3) % 10
-    photo = functools.partial(random_affine_photo, noise=0.05)
-
-    @jax.jit
-    def run(w, x, target):
-        f = functools.partial(ridge.logits, w)
-        robust = eot_attack(
-            f, x, target, key=KEY, transform=Stochastic(photo), lam=1e-4, steps=60,
-            step_size=0.03, held_out=8, gradient=eot(4),
-        )  # fmt: skip
-        eps = jnp.abs(robust - x).max(axis=(1, 2, 3))
-        plain = pgd(f, x, target, eps=eps, steps=20, random_start=False, targeted=True)
-        keys = jax.random.split(jax.random.key(8), 50)
-        share = lambda z: jax.vmap(lambda k: hits(f(photo(z, k)), target))(keys).mean()  # noqa: E731
-        return share(robust), share(plain)
-
-    robust, plain = run(w, x, target)
-    assert robust > 0.6
-    assert robust > plain + 0.1
