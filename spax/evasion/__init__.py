@@ -1,6 +1,22 @@
 """Evasion: attacks on the inputs of a trained model."""
 
+from spax.evasion.apgd import apgd, apgd_targeted
+from spax.evasion.autoattack import AutoAttackInfo, autoattack
 from spax.evasion.carlini_wagner import carlini_wagner
 from spax.evasion.fgsm import bim, fgsm, least_likely, mi_fgsm, pgd
+from spax.evasion.square import SquareInfo, square
 
-__all__ = ["bim", "carlini_wagner", "fgsm", "least_likely", "mi_fgsm", "pgd"]
+__all__ = [
+    "AutoAttackInfo",
+    "SquareInfo",
+    "apgd",
+    "apgd_targeted",
+    "autoattack",
+    "bim",
+    "carlini_wagner",
+    "fgsm",
+    "least_likely",
+    "mi_fgsm",
+    "pgd",
+    "square",
+]
