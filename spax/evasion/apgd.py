@@ -8,6 +8,7 @@ from jax import lax
 
 from spax.checks import check_choice, check_count, check_key, check_labels, check_number
 from spax.evasion.adaptive_ascent import climb
+from spax.evasion.deepfool import wrong_classes
 from spax.evasion.fgsm import _Best, _better, _check, _fold_in, objective
 from spax.gradients.hooks import exact
 from spax.losses import cross_entropy, dlr_targeted, misclassified
@@ -137,13 +138,6 @@ def apgd(
     return run(0).x if restarts == 1 else lax.fori_loop(1, restarts, run, run(0)).x
 
 
-def likely_targets(logits: Array, y: Array, count: int) -> Array:
-    """The wrong classes from the likeliest on, int ``[B, count]``."""
-    is_label = y[:, None] == jnp.arange(logits.shape[1], dtype=y.dtype)[None, :]
-    others = jnp.where(is_label, jnp.array(-jnp.inf, logits.dtype), logits)
-    return lax.top_k(others, count)[1].astype(y.dtype)
-
-
 def towards(
     logits_fn: Model,
     y: Array,
@@ -234,7 +228,7 @@ def apgd_targeted(
         raise ValueError(f"logits must have shape [B, K], K >= 2 (got {logits.shape})")
     check_labels(y, logits.shape[1])
     n_targets = min(n_targets, logits.shape[1] - 1)
-    targets = likely_targets(logits, y, n_targets)
+    targets = wrong_classes(logits, y, n_targets)
 
     def run(best: _Best, i: Array) -> tuple[_Best, None]:
         key_start, key_steps = jax.random.split(jax.random.fold_in(key_runs, i))

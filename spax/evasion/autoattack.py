@@ -20,7 +20,8 @@ from spax.checks import (
 )
 from spax.evaluation.judging import examine
 from spax.evasion.adaptive_ascent import climb, radii
-from spax.evasion.apgd import likely_targets, towards
+from spax.evasion.apgd import towards
+from spax.evasion.deepfool import wrong_classes
 from spax.evasion.fab import fab
 from spax.evasion.fgsm import _check, objective
 from spax.evasion.square import search
@@ -87,7 +88,7 @@ def _look(model: Any, x: Array, y: Array, key: Key, *, settings: _Settings, n_ta
     none = jnp.zeros(x.shape[:1], jnp.int32)
     info = AutoAttackInfo(jnp.where(wrong, 0, -1), margin(logits, y), none, none)
     flat = (slope == 0).all(axis=tuple(range(1, x.ndim)))
-    return _First(_Progress(x, info), likely_targets(logits, y, n_targets), logits, flat)
+    return _First(_Progress(x, info), wrong_classes(logits, y, n_targets), logits, flat)
 
 
 def _difference(logits: Array, labels: tuple[Array, Array]) -> Array:
@@ -139,7 +140,7 @@ def _round(
         )
         z = best.x
     elif stage == 3:
-        z = fab(f, x, y, key=key_steps, steps=settings.steps, targets=target, **ball)
+        z = fab(f, x, y, key=key_steps, steps=settings.steps, targets=target, final_steps=0, **ball)
         gradients = none + settings.steps
     else:
         goal = objective(f, y, loss=margin, criterion=None, targeted=False)
