@@ -6,6 +6,7 @@ python -m benchmarks.run
 import sys
 
 from benchmarks import (
+    autoattack,
     carlini_wagner_l2,
     convolutions_in_loops,
     eps_sweep,
@@ -14,7 +15,7 @@ from benchmarks import (
     render,
 )
 
-CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2)
+CLAIMS = (import_time, convolutions_in_loops, pgd_linf, eps_sweep, carlini_wagner_l2, autoattack)
 
 
 def main(argv=None):

@@ -86,7 +86,7 @@ def _look(model: Any, x: Array, y: Array, key: Key, *, settings: _Settings, n_ta
     slope, logits = jax.grad(total, has_aux=True)(x)
     wrong = misclassified(logits, y)
     none = jnp.zeros(x.shape[:1], jnp.int32)
-    info = AutoAttackInfo(jnp.where(wrong, 0, -1), margin(logits, y), none, none)
+    info = AutoAttackInfo(jnp.where(wrong, none, -1), margin(logits, y), none, none)
     flat = (slope == 0).all(axis=tuple(range(1, x.ndim)))
     return _First(_Progress(x, info), wrong_classes(logits, y, n_targets), logits, flat)
 
