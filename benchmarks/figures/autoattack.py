@@ -30,7 +30,7 @@ def ensemble(path, eps):
 
 
 def measure():
-    """Members and the whole on the same network; a robust one is met in benchmarks/autoattack.py."""
+    """Members and the whole, on the plain network."""
     *_, data = mnist()
     evasion = spax.evasion
     ratio = functools.partial(evasion.apgd, loss=spax.losses.dlr)

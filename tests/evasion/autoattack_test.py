@@ -15,7 +15,7 @@ from spax.typing import Stochastic
 from tests.contracts.cases import QUICK
 
 KEY = jax.random.key(0)
-EPS = 0.06
+EPS = 0.1
 SETTINGS = {"steps": 10, "queries": 30, "n_targets": 2, "return_info": True}
 
 
