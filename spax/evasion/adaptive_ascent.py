@@ -119,7 +119,7 @@ def _share(delta: Array, support: Array) -> Array:
 
 def _sparse_sign(grad: Array, share: Array) -> Array:
     """Signs of the largest ``share`` of a gradient's entries, of l1 norm 1."""
-    g = jnp.where(jnp.isfinite(grad), grad, 0).reshape(grad.shape[0], -1)
+    g = jnp.where(jnp.isfinite(grad), grad, 0).reshape(grad.shape[0], math.prod(grad.shape[1:]))
     size = g.shape[1]
     at = jnp.clip(((1 - share) * size).astype(jnp.int32), 0, max(size - 1, 0))
     least = jnp.take_along_axis(jnp.sort(jnp.abs(g), axis=1), at[:, None], axis=1)
