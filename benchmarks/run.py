@@ -6,6 +6,7 @@ python -m benchmarks.run
 import sys
 
 from benchmarks import (
+    autoattack,
     carlini_wagner_l2,
     convolutions_in_loops,
     decision,
@@ -28,6 +29,7 @@ CLAIMS = (
     elastic_net,
     saliency_map,
     decision,
+    autoattack,
 )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 __all__ = [
+    "are_probabilities",
     "check_batch",
     "check_bounds",
     "check_choice",
@@ -26,6 +27,12 @@ __all__ = [
 def is_concrete(value: Any) -> bool:
     """Whether no leaf of ``value`` is a tracer, so that its numbers can be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def are_probabilities(outputs: Any) -> bool:
+    """Whether every row of concrete outputs ``[B, K]`` is a probability distribution."""
+    p = np.asarray(outputs, np.float64)
+    return bool((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-2))
 
 
 def check_number(

@@ -1,6 +1,8 @@
 """Evasion: attacks on the inputs of a trained model."""
 
+from spax.evasion.apgd import apgd, apgd_targeted
 from spax.evasion.audio import audio_cw, distortion_db
+from spax.evasion.autoattack import AutoAttackInfo, autoattack
 from spax.evasion.carlini_wagner import carlini_wagner
 from spax.evasion.decision import boundary, hop_skip_jump
 from spax.evasion.deepfool import deepfool
@@ -17,6 +19,7 @@ from spax.evasion.physical import destruction_rate, photo_transform, random_affi
 from spax.evasion.policy import DQN, attacked_rollout, dqn, induced_observation, policy_fgsm
 from spax.evasion.saliency_map import jsma
 from spax.evasion.spsa import spsa_attack
+from spax.evasion.square import SquareInfo, square
 from spax.evasion.substitute import (
     Substitute,
     SubstituteState,
@@ -48,21 +51,26 @@ __all__ = [
     "DQN",
     "ATNState",
     "ATNTerms",
+    "AutoAttackInfo",
     "Oracle",
     "Patch",
     "PatchState",
+    "SquareInfo",
     "Substitute",
     "SubstituteState",
     "Universal",
     "UniversalState",
     "aae",
     "adversarial_patch",
+    "apgd",
+    "apgd_targeted",
     "apply_patch",
     "apply_universal",
     "atn",
     "atn_loss",
     "attacked_rollout",
     "audio_cw",
+    "autoattack",
     "bim",
     "binary_saliency",
     "boundary",
@@ -99,6 +107,7 @@ __all__ = [
     "reservoir_sample",
     "retinal_blur",
     "spsa_attack",
+    "square",
     "substitute",
     "transfer_matrix",
     "universal",

@@ -29,12 +29,26 @@ class Attack(NamedTuple):
     targeted: bool = False
 
 
+_DRAW = (
+    evasion.apgd,
+    evasion.apgd_targeted,
+    evasion.autoattack,
+    evasion.pgd,
+    evasion.spsa_attack,
+    evasion.square,
+)
+
+
+def _difference(logits: Any, labels: Any) -> Any:
+    """A targeted loss, ``(y, target)``, for the three classes of the model under attack."""
+    y, t = (jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0] for label in labels)
+    return t - y
+
+
 def _bounded(attack: Any, ball: str, eps: float, **settings: Any) -> Attack:
     targeted = settings.get("targeted", False)
     run = functools.partial(attack, bounds=BOUNDS, **settings)
-    return Attack(
-        run, ball, eps, needs_key=attack in (evasion.pgd, evasion.spsa_attack), targeted=targeted
-    )
+    return Attack(run, ball, eps, needs_key=attack in _DRAW, targeted=targeted)
 
 
 def _policy_l1(logits_fn: Any, x: Any, y: Any, *, key: Any, eps: Any) -> Any:
@@ -59,6 +73,17 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
         _bounded(evasion.pgd, "l2", 0.3, steps=3, norm="l2"),
         _bounded(evasion.pgd, "l1", 0.5, steps=3, norm="l1", targeted=True),
     ),
+    "apgd": (
+        _bounded(evasion.apgd, "linf", 0.1, steps=3, restarts=2, targeted=True),
+        _bounded(evasion.apgd, "l1", 0.5, steps=4, norm="l1"),
+    ),
+    "apgd_targeted": (
+        _bounded(
+            evasion.apgd_targeted, "l2", 0.3, steps=3, norm="l2", n_targets=2, loss=_difference
+        ),
+    ),
+    "square": (_bounded(evasion.square, "linf", 0.1, steps=12),),
+    "autoattack": (_bounded(evasion.autoattack, "linf", 0.1, steps=2, queries=4, n_targets=1),),
     "carlini_wagner": (
         Attack(
             functools.partial(

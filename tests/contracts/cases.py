@@ -265,6 +265,8 @@ OTHERS: Mapping[str, str] = {
     "rerank": "probabilities that atn aims at",
     "retinal_blur": "a transformation of inputs",
     "transfer_matrix": "figures of an attack on several models",
+    "AutoAttackInfo": "what autoattack reports",
+    "SquareInfo": "what square reports",
     "least_likely": "labels to attack towards",
     "minimize_lbfgs_box": "a solver, of lbfgs and of others",
     "quantize": "a preprocessing step, tested as bit_depth",

@@ -20,6 +20,7 @@ from spax.audit.data import in_batches, sample
 from spax.audit.model import Model, per_architecture
 from spax.audit.probes.robustness import draws, hook, wrong
 from spax.audit.sections import Measurement, Plot, Section, Series, Verdict
+from spax.checks import are_probabilities
 from spax.datasets import Dataset
 from spax.evaluation import binomial_interval
 from spax.evaluation.judging import examine
@@ -132,7 +133,7 @@ def _evidence(
     for i, (name, model) in enumerate(models.items()):
         budget.say(i / len(models), f"masking checks of {name}")
         found[name] = dict(run(partial(program, model), x, key=key_attack))
-        if _are_probabilities(found[name]["outputs"]):
+        if are_probabilities(found[name]["outputs"]):
             found[name]["log"] = run(partial(of_log, model), x, key=key_log)
     if len(models) > 1:
         for name, model in models.items():
@@ -296,12 +297,6 @@ def _attack_log(
 
     given = jnp.asarray(checked, x.dtype), jax.random.split(key, len(checked))
     return lax.map(within, given).T
-
-
-def _are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether every row is a probability distribution."""
-    p = np.asarray(outputs, np.float64)
-    return bool((p >= 0).all() and np.allclose(p.sum(axis=1), 1, rtol=0, atol=1e-2))
 
 
 def _beats(rival: np.ndarray, base: np.ndarray) -> bool:
