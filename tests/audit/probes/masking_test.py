@@ -9,7 +9,8 @@ import pytest
 
 from spax.audit import Model
 from spax.audit.probes import masking
-from spax.audit.probes.masking import _are_probabilities, _beats, _frequent
+from spax.audit.probes.masking import _beats, _frequent
+from spax.checks import are_probabilities
 from tests.audit import linear
 from tests.audit.probes.reading import BUDGET, LINEAR, figure, figures, probe, verdict
 
@@ -142,7 +143,7 @@ def test_a_share_is_frequent_when_the_interval_says_so():
 
 def test_probabilities_are_known_by_their_rows():
     p = np.array([[0.2, 0.8], [1.0, 0.0]], np.float32)
-    assert _are_probabilities(p)
+    assert are_probabilities(p)
     for other in (np.log(p + 1e-3), p - [[0.3, -0.3]], 2 * p, p * np.nan):
-        assert not _are_probabilities(other)
-    assert not _are_probabilities(np.asarray(jnp.asarray(p).at[0].set(jnp.array([0.2, 0.4]))))
+        assert not are_probabilities(other)
+    assert not are_probabilities(np.asarray(jnp.asarray(p).at[0].set(jnp.array([0.2, 0.4]))))
