@@ -318,3 +318,72 @@ def test_reading_digits_as_observations_costs_agreement_most_in_l1(digits):
 
     noisy, linf, l2, l1 = map(float, kept(w, z))
     assert noisy - 0.1 > linf > l2 > l1  # the order of the paper, at budgets of comparable size
+
+
+@pytest.fixture(scope="module")
+def catch_policies():
+    from benchmarks.figures import policy
+
+    return policy.trained(CATCH, (0, 1))
+
+
+@pytest.mark.slow
+def test_attacks_cost_a_trained_policy_its_return_and_noise_does_not(catch_policies):
+    from benchmarks.figures import policy
+
+    found = policy.returns(catch_policies, 0, 1)
+    assert found["clean"] >= 0.9
+    assert found["noise"] >= 0.9
+    assert found["l1"] <= -0.5  # the worst of the three, as in the paper
+    assert found["l1"] <= found["l2"] <= found["linf"] < found["clean"]
+    assert found["l1"] <= found["transfer_l1"] <= found["clean"]
+    assert found["linf"] <= found["transfer"]
+
+
+@pytest.mark.slow
+def test_inducing_actions_while_it_learns_costs_return_under_attack():
+    from benchmarks.figures import policy
+
+    found = policy.induction(seeds=(0,))
+    assert found["attacked"] < 0.9
+    assert found["induced"] > 34  # more than by chance, of three actions
+
+
+@pytest.mark.slow
+def test_a_cart_pole_policy_falls_under_attack():
+    pytest.importorskip("gymnax")
+    from spax.nets import MLP
+    from tests.evasion.environments import cart_pole
+
+    env, bounds = cart_pole()
+    net = MLP(hidden=(64, 64), num_classes=2)
+    agent = dqn(
+        env,
+        net.apply,
+        optax.adam(1e-3),
+        exploration=optax.linear_schedule(1.0, 0.05, 3000),
+        capacity=16384,
+        batch_size=64,
+        warmup=1024,
+        target_every=200,
+        environments=8,
+    )
+
+    @jax.jit
+    def run(key):
+        state = agent.init(net.init(key, jnp.zeros((1, 4))), key)
+        keys = jax.random.split(key, 8000)
+        state, _ = jax.lax.scan(lambda s, k: agent.update(s, k)[::-1], state, keys)
+        policy = functools.partial(net.apply, state.learner.params)
+        play = functools.partial(attacked_rollout, *env, policy, key=key, steps=200, episodes=20)
+        attack = functools.partial(policy_fgsm, eps=0.1, bounds=bounds)
+
+        def noise(f, x, y, *, key):
+            return x + 0.1 * jax.random.rademacher(key, x.shape, x.dtype)
+
+        return play().mean(), play(noise).mean(), play(attack).mean()
+
+    clean, noisy, fooled = map(float, run(KEY))
+    assert clean >= 150
+    assert noisy >= 0.7 * clean
+    assert fooled <= 0.6 * clean
