@@ -212,7 +212,7 @@ def _spent(state: Any) -> int:
 
 
 def _roam(place: Any, action: Any, key: Any) -> Any:
-    place = place + action.astype(place.dtype)
+    place = place + action.astype(place.dtype) + jax.random.uniform(key)
     return place, place[None] / 4, 1.0 - place / 4, place > 3
 
 
