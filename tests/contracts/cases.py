@@ -144,7 +144,7 @@ def _copy(state: Any, key: Any) -> Any:
 
 
 def _roam(place: Any, action: Any, key: Any) -> Any:
-    place = place + action
+    place = place + action.astype(place.dtype) + jax.random.uniform(key)
     return place, place[None] / 4, 1.0 - place / 4, place > 3
 
 

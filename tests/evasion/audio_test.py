@@ -183,8 +183,8 @@ def test_spoken_digits_are_transcribed_as_others(spax_data):
 
     data = spoken_digits.load(spax_data)
     params, right = audio.victim(data)
-    assert right >= 0.85
-    x, one, _ = audio.tasks(data, clips=20)
+    assert right.mean() >= 0.75
+    x, one, _ = audio.tasks(data, right, clips=20)
     found = audio.attacked(params, x, one, steps=300)
     assert found["success"] >= 90
     assert found["mean_db"] <= -15

@@ -1,8 +1,7 @@
-"""Environments as pure functions: Catch here, CartPole from gymnax where it is installed."""
+"""Environments as pure functions: Catch."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 ROWS, COLUMNS = 10, 5
 CATCH_STEPS = ROWS - 1
@@ -33,21 +32,3 @@ def catch_step(state, action, key):
 
 
 CATCH = (catch_reset, catch_step)
-
-
-def cart_pole():
-    """CartPole of gymnax: (reset, step), and the bounds of its observations that are used."""
-    import gymnax
-
-    env, params = gymnax.make("CartPole-v1")
-
-    def reset(key):
-        x, state = env.reset_env(key, params)
-        return jax.tree.map(jnp.asarray, (state, x))
-
-    def step(state, action, key):
-        x, state, reward, done, _ = env.step_env(key, state, action, params)
-        return state, x, reward, done
-
-    reach = np.array([4.8, 10.0, 0.8, 10.0], np.float32)
-    return (reset, step), (-reach, reach)

@@ -318,3 +318,32 @@ def test_reading_digits_as_observations_costs_agreement_most_in_l1(digits):
 
     noisy, linf, l2, l1 = map(float, kept(w, z))
     assert noisy - 0.1 > linf > l2 > l1  # the order of the paper, at budgets of comparable size
+
+
+@pytest.fixture(scope="module")
+def catch_policies():
+    from benchmarks.figures import policy
+
+    return policy.trained(CATCH, (0, 1))
+
+
+@pytest.mark.slow
+def test_attacks_cost_a_trained_policy_its_return_and_noise_does_not(catch_policies):
+    from benchmarks.figures import policy
+
+    found = policy.returns(catch_policies, 0, 1)
+    assert found["clean"] >= 0.9
+    assert found["noise"] >= 0.9
+    assert found["l1"] <= -0.5  # the worst of the three, as in the paper
+    assert found["l1"] <= found["l2"] <= found["linf"] < found["clean"]
+    assert found["l1"] <= found["transfer_l1"] <= found["clean"]
+    assert found["linf"] <= found["transfer"]
+
+
+@pytest.mark.slow
+def test_inducing_actions_while_it_learns_costs_return_under_attack():
+    from benchmarks.figures import policy
+
+    found = policy.induction(seeds=(0,))
+    assert found["attacked"] < 0.9
+    assert found["induced"] > 34  # more than by chance, of three actions
