@@ -177,7 +177,7 @@ def test_digits_transfer_between_linear_models_as_published(digits):
 
 @pytest.mark.slow
 def test_an_ensemble_transfers_better_than_its_members(spax_data):
-    """With momentum, two MNIST networks together fool a third more often than either alone."""
+    """With momentum, two MNIST networks together fool more often than either alone."""
     from benchmarks import victim
     from benchmarks.figures.universal import mnist_networks
 
