@@ -5,6 +5,7 @@ uniform samples; all per example over the trailing dimensions of ``[B, ...]``.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,16 @@ from jax import lax
 from spax.checks import check_choice, check_number
 from spax.typing import Array, Bounds, Key, Number, expand, wide
 
-__all__ = ["box", "displace", "example_keys", "norm", "project", "sample", "steepest"]
+__all__ = [
+    "box",
+    "displace",
+    "example_keys",
+    "norm",
+    "project",
+    "sample",
+    "steepest",
+    "zeros_by_example",
+]
 
 _NORMS = ("linf", "l2", "l1", "l0")
 
@@ -289,7 +299,29 @@ def example_keys(key: Key, x: Array) -> Array:
       >>> bool(many[0] == few[0])
       True
     """
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
+    rows = jnp.arange(x.shape[0]) + zeros_by_example(x, jnp.int32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def zeros_by_example(x: Array, dtype: Any) -> Array:
+    """Zeros ``[B]`` that are sharded as ``x`` is: what one `vmap` maps over has to agree.
+
+    Args:
+      x: ``[B, ...]``; only its length and its sharding are used.
+      dtype: of the zeros.
+
+    Returns:
+      ``[B]``.
+
+    Raises:
+      AttributeError: if ``x`` is no array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> zeros_by_example(jnp.ones((2, 3)), jnp.int32).tolist()
+      [0, 0]
+    """
+    return jnp.sum(jnp.zeros_like(x, dtype), axis=tuple(range(1, x.ndim)), dtype=dtype)
 
 
 def sample(key: Key, x: Array, eps: Number, norm: str) -> Array:

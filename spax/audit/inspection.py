@@ -32,13 +32,14 @@ _MARK = (
 )
 
 
-def inspect(models: dict[str, Model], data: Dataset, key: Key) -> None:
+def inspect(models: dict[str, Model], data: Dataset, key: Key, batch_size: int = 1) -> None:
     """Raises unless each model gives logits that fit the data and depend on the example alone.
 
     Args:
       models: the models by name.
       data: what they are audited on.
       key: a random key, for models that draw.
+      batch_size: how many examples a model will get at a time, at most.
 
     Raises:
       AuditError: if a model cannot be evaluated or differentiated; gives no floating ``[B, K]``, or
@@ -54,6 +55,7 @@ def inspect(models: dict[str, Model], data: Dataset, key: Key) -> None:
         logits = _evaluate(first, name, model, x, key)
         _check_logits(name, logits, data)
         _check_gradient(name, model, x, key)
+        _check_size(name, model, data.x_test[:batch_size], key)
         if not model.draws:
             _check_purity(name, model, x, logits, data, key, first, second)
 
@@ -118,6 +120,16 @@ def _check_gradient(name: str, model: Model, x: np.ndarray, key: Key) -> None:
         raise AuditError(
             f"model {name!r} has no gradient with respect to its input ({one_line(error)}); "
             "give its non-differentiable step a surrogate with spax.gradients.bpda"
+        ) from error
+
+
+def _check_size(name: str, model: Model, x: np.ndarray, key: Key) -> None:
+    try:
+        jax.eval_shape(lambda x: call(bind(model.apply_fn, model.params), x, key), x)
+    except Exception as error:
+        raise AuditError(
+            f"model {name!r} fails on batches of {len(x)} ({one_line(error)}); it must take any, "
+            "or the batches must be smaller (--batch-size)"
         ) from error
 
 

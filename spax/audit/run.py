@@ -15,7 +15,7 @@ import numpy as np
 from spax._version import __version__
 from spax.audit.budget import BUDGETS, Budget
 from spax.audit.data import check_data, describe_data
-from spax.audit.errors import AuditError, one_line
+from spax.audit.errors import AuditError
 from spax.audit.inspection import inspect
 from spax.audit.model import Model
 from spax.audit.probes import STANDARD
@@ -118,7 +118,7 @@ def run(
     progress.start(expected_units(probes))
     try:
         progress.advance(0.0, "looking at the models")
-        inspect(models, data, jax.random.fold_in(key, len(probes)))
+        inspect(models, data, jax.random.fold_in(key, len(probes)), budget.batch_size)
         lap("inspection")
         pending = 1.0
         for i, probe in enumerate(probes):
@@ -126,7 +126,7 @@ def run(
             progress.advance(pending, name)
             steps = _Steps(progress, units)
             told = dataclasses.replace(budget, tell=steps)
-            found = _run_probe(probe, models, data, told, jax.random.fold_in(key, i))
+            found = probe(models, data, told, jax.random.fold_in(key, i))
             if not isinstance(found, Section):
                 raise AuditError(
                     f"probe {name} must return a spax.audit.Section (got {type(found).__name__})"
@@ -169,21 +169,6 @@ def _check_key(key: Any) -> None:
     if not (typed and key.ndim == 0) and not raw:
         got = f"an array of shape {key.shape}" if isinstance(key, jax.Array) else repr(key)
         raise AuditError(f"an audit draws: pass key=jax.random.key(0) (got key={got})")
-
-
-def _run_probe(
-    probe: Probe, models: dict[str, Model], data: Dataset, budget: Budget, key: Key
-) -> Section:
-    """One section; whatever a model raises on the way is told in one line."""
-    try:
-        return probe(models, data, budget, key)
-    except (AuditError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        raise AuditError(
-            f"the probe {_name(probe)} fails ({one_line(error)}); a model must take batches of up "
-            f"to {budget.batch_size} examples (--batch-size)"
-        ) from error
 
 
 class _Steps:

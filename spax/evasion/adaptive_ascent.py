@@ -10,7 +10,7 @@ from jax import lax
 
 from spax.evasion.fgsm import _Best, _better, _fold_in
 from spax.gradients.convolutions import canonical_convolutions
-from spax.norms import displace, project, sample, steepest
+from spax.norms import displace, project, sample, steepest, zeros_by_example
 from spax.norms import norm as norm_of
 from spax.typing import Array, Bounds, Gradient, Key, Number, expand, wide
 
@@ -131,7 +131,7 @@ def _sparse_sign(grad: Array, share: Array) -> Array:
 def radii(eps: Number, x: Array) -> Array:
     """A radius an example, >= 0, in the dtype of sums."""
     flat = expand(eps, x.astype(wide(x))).reshape(-1)
-    return jnp.broadcast_to(jnp.maximum(flat, 0), x.shape[:1])
+    return jnp.maximum(flat, 0) + zeros_by_example(x, flat.dtype)
 
 
 def starts(keys: Array, x: Array, radius: Array, norm: str) -> Array:

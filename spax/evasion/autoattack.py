@@ -27,6 +27,7 @@ from spax.evasion.fgsm import _check, objective
 from spax.evasion.square import search
 from spax.gradients.hooks import exact
 from spax.losses import cross_entropy, dlr_targeted, margin, misclassified
+from spax.norms import zeros_by_example
 from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call
 
 __all__ = ["AutoAttackInfo", "autoattack"]
@@ -373,10 +374,11 @@ def autoattack(
     batch = _Batch(x, y, radii(eps, x), np.arange(x.shape[0], dtype=np.int32), None)
 
     # A model that closes over tracers is traced too, whatever x is.
-    given = (x, y, eps, key, bounds, call(logits_fn, x[:1], key_look))
-    if not is_concrete(given) or x.shape[0] == 0:
+    concrete = is_concrete((x, y, eps, key, bounds)) and x.shape[0] > 0
+    if not concrete or not is_concrete(call(logits_fn, x[:1], key_look)):
         first = _look(model, x, y, key_look, **looked)
-        batch = batch._replace(index=jnp.asarray(batch.index), targets=first.targets)
+        index = jnp.asarray(batch.index) + zeros_by_example(x, jnp.int32)
+        batch = batch._replace(index=index, targets=first.targets)
         masked = functools.partial(_round, model, key=key_rounds, bounds=bounds, settings=settings)
         done = _masked(first, batch, masked)
         return done if return_info else done.x_adv

@@ -375,8 +375,8 @@ def boundary(
       >>> attack = jax.jit(lambda w, x, y, key: boundary(
       ...     lambda x: x @ w, x, y, key=key, steps=300))
       >>> x_adv = attack(jnp.eye(2), jnp.array([[0.6, 0.4]]), jnp.array([0]), jax.random.key(0))
-      >>> bool(x_adv[0, 1] > x_adv[0, 0]), x_adv.round(2).tolist()
-      (True, [[0.5, 0.5]])
+      >>> bool(x_adv[0, 1] > x_adv[0, 0]), bool(jnp.linalg.norm(x_adv - 0.5) < 0.2)
+      (True, True)
 
     References:
       W. Brendel, J. Rauber, M. Bethge, Decision-based adversarial attacks: reliable attacks against

@@ -13,7 +13,7 @@ from spax.evasion.adaptive_ascent import radii
 from spax.evasion.fgsm import _Best, _check, _fold_in, objective
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import margin
-from spax.norms import displace, example_keys, project
+from spax.norms import displace, example_keys, project, zeros_by_example
 from spax.typing import (
     Array,
     Bounds,
@@ -208,7 +208,7 @@ def search(
     grid = _grid(x)
     begin, change = (_stripes, _recolour) if norm == "linf" else (_tiles, _move_mass)
     radius = radii(eps, x).astype(x.dtype)
-    p = jnp.broadcast_to(jnp.asarray(p_init, wide(x)), x.shape[:1])
+    p = jnp.asarray(p_init, wide(x)) + zeros_by_example(x, wide(x))
     share = jnp.asarray(shares(steps, reschedule), wide(x))
     look = canonical_convolutions(lambda z, k: call(goal, z, k))
 

@@ -199,3 +199,14 @@ def test_labels_beyond_the_logits_are_found():
     # also where only a member has one
     message = refused(linear.logits_fn, Dataset(x, y, x, DATA.y_test, "members"))
     assert "go up to 7" in message
+
+
+def test_a_model_for_small_batches_only_is_told_the_size():
+    def small(x):
+        if len(x) > 20:
+            raise ValueError("too many")
+        return linear.logits_fn(x)
+
+    with pytest.raises(AuditError, match=r"fails on batches of 25 .*too many.*--batch-size"):
+        inspect({"mine": Model(small)}, DATA, KEY, 25)
+    inspect({"mine": Model(small)}, DATA, KEY, 20)

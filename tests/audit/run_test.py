@@ -65,9 +65,8 @@ def test_progress_adds_up_to_what_was_announced(probes):
 
 def test_progress_ends_when_a_probe_fails():
     watching = Watching()
-    with pytest.raises(AuditError, match=r"probe failing fails .*a bug in a probe") as error:
+    with pytest.raises(RuntimeError, match="a bug in a probe"):
         audit(probes=(quiet, failing), progress=watching)
-    assert isinstance(error.value.__cause__, RuntimeError)
     assert watching.finished == 1
     assert sum(watching.units) < expected_units((quiet, failing))
 

@@ -29,6 +29,11 @@ class Attack(NamedTuple):
     targeted: bool = False
 
 
+QUICK_TO_COMPILE = {
+    "fgsm", "bim", "mi_fgsm", "pgd", "carlini_wagner", "deepfool", "square", "worst_of"
+}  # fmt: skip
+"""The attacks whose first case is tried by default; everything else is slow."""
+
 _DRAW = (
     evasion.apgd,
     evasion.apgd_targeted,

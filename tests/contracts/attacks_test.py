@@ -9,7 +9,7 @@ import pytest
 
 from spax.evaluation import judge
 from spax.norms import norm as norm_of
-from tests.contracts.attack_cases import ATTACKS, BOUNDS
+from tests.contracts.attack_cases import ATTACKS, BOUNDS, QUICK_TO_COMPILE
 from tests.contracts.cases import QUICK
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -21,9 +21,13 @@ KEY = jax.random.key(3)
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, id=f"{name}-{case.norm}{'-targeted' if case.targeted else ''}")
+        pytest.param(
+            case,
+            id=f"{name}-{case.norm}{'-targeted' if case.targeted else ''}",
+            marks=() if i == 0 and name in QUICK_TO_COMPILE else pytest.mark.slow,
+        )
         for name, cases in ATTACKS.items()
-        for case in cases
+        for i, case in enumerate(cases)
     ],
 )
 def case(request):
