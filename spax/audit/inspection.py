@@ -55,9 +55,9 @@ def inspect(models: dict[str, Model], data: Dataset, key: Key, batch_size: int =
         logits = _evaluate(first, name, model, x, key)
         _check_logits(name, logits, data)
         _check_gradient(name, model, x, key)
-        _check_size(name, model, data.x_test[:batch_size], key)
         if not model.draws:
             _check_purity(name, model, x, logits, data, key, first, second)
+        _check_size(name, model, data.x_test[:batch_size], key)
 
 
 def _evaluate(program: Any, name: str, model: Model, x: np.ndarray, key: Key) -> np.ndarray:
