@@ -42,12 +42,15 @@ def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 def _others(logits: Array, y: Array) -> Array:
     """Logits with the entry of the label at minus infinity."""
-    is_label = y[:, None] == jnp.arange(logits.shape[1], dtype=y.dtype)[None, :]
+    is_label = y.astype(jnp.int32)[:, None] == jnp.arange(logits.shape[1])[None, :]
     return jnp.where(is_label, jnp.array(-jnp.inf, logits.dtype), logits)
 
 
 def _pick(logits: Array, y: Array) -> Array:
-    return jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+    y = y.astype(jnp.int32)
+    # What is too large is filled with NaN; a negative index would count from the end.
+    y = jnp.where(y < 0, logits.shape[1], y)
+    return jnp.take_along_axis(logits, y[:, None], axis=1, mode="fill")[:, 0]
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
@@ -63,7 +66,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
       y: integer labels ``[B]`` in [0, K).
 
     Returns:
-      ``[B]``, >= 0.
+      ``[B]``, >= 0; NaN for a traced label outside [0, K).
 
     Raises:
       ValueError: on other shapes or dtypes, or a concrete label outside [0, K).
@@ -85,7 +88,7 @@ def margin(logits: Array, y: Array) -> Array:
       y: integer labels ``[B]`` in [0, K).
 
     Returns:
-      ``[B]``.
+      ``[B]``; NaN for a traced label outside [0, K).
 
     Raises:
       ValueError: on other shapes or dtypes, or a concrete label outside [0, K).
@@ -221,7 +224,7 @@ def misclassified(logits: Array, y: Array) -> Array:
       [True]
     """
     check_logits(logits, y)
-    wrong = jnp.argmax(logits, axis=1).astype(y.dtype) != y
+    wrong = jnp.argmax(logits, axis=1).astype(jnp.int32) != y.astype(jnp.int32)
     return wrong & ~jnp.isnan(logits).any(axis=1)
 
 
@@ -244,7 +247,7 @@ def hits(logits: Array, y: Array) -> Array:
       [True]
     """
     check_logits(logits, y)
-    right = jnp.argmax(logits, axis=1).astype(y.dtype) == y
+    right = jnp.argmax(logits, axis=1).astype(jnp.int32) == y.astype(jnp.int32)
     return right & ~jnp.isnan(logits).any(axis=1)
 
 

@@ -287,12 +287,13 @@ def test_an_attack_bound_to_other_rules_than_those_it_is_judged_by_is_refused(
         evaluation.sweep(attack, f, x, y, eps=[0.1], **({"norm": "linf"} | setting))
     with pytest.raises(ValueError, match=wanted):
         evaluation.worst_of([attack], **setting)(f, x, y, eps=0.1)
-    with pytest.raises(ValueError, match=wanted):
-        worst = evaluation.worst_of([shift([0.0] * 5)])
-        if setting:
-            evaluation.sweep(worst, f, x, y, eps=[0.1], **({"norm": "linf"} | setting))
-        else:
-            evaluation.worst_of([worst, attack])(f, x, y, eps=0.1)
+
+
+def test_the_worst_of_several_tells_its_own_rules(binary):
+    _, params, x, y, _ = binary
+    worst = evaluation.worst_of([partial(fgsm, norm="l2")], norm="l2")
+    with pytest.raises(ValueError, match="norm='linf' .got an attack with norm='l2'"):
+        evaluation.sweep(worst, lambda x: x @ params, x, y, eps=[0.1], norm="linf")
 
 
 def test_rules_that_agree_or_that_nothing_tells_are_accepted(binary):
