@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spax.checks import check_logits, is_concrete
+from spax.checks import check_logits, check_outputs, is_concrete
 from spax.typing import Array
 
 __all__ = [
@@ -128,6 +128,7 @@ def dlr(logits: Array, y: Array) -> Array:
       F. Croce, M. Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, arXiv:2003.01690, Eq 5.
     """
+    check_outputs(logits)
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise ValueError(f"dlr needs logits [B, K] with K >= 3 (got logits.shape={logits.shape})")
     top = jax.lax.top_k(logits, 3)[0]
@@ -159,6 +160,7 @@ def dlr_targeted(logits: Array, labels: tuple[Array, Array]) -> Array:
     References:
       F. Croce, M. Hein, 2020, arXiv:2003.01690, Eq 6.
     """
+    check_outputs(logits)
     if logits.ndim != 2 or logits.shape[1] < 4:
         raise ValueError(
             f"dlr_targeted needs logits [B, K] with K >= 4 (got logits.shape={logits.shape})"
@@ -194,6 +196,7 @@ def kl_divergence(logits: Array, log_p: Array) -> Array:
       H. Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019,
       arXiv:1901.08573, Eq 5.
     """
+    check_outputs(logits)
     if logits.shape != log_p.shape or logits.ndim != 2:
         raise ValueError(
             "logits and log_p must have the same shape [B, K] "
