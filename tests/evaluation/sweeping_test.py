@@ -292,7 +292,7 @@ def test_an_attack_bound_to_other_rules_than_those_it_is_judged_by_is_refused(
 def test_the_worst_of_several_tells_its_own_rules(binary):
     _, params, x, y, _ = binary
     worst = evaluation.worst_of([partial(fgsm, norm="l2")], norm="l2")
-    with pytest.raises(ValueError, match="norm='linf' .got an attack with norm='l2'"):
+    with pytest.raises(ValueError, match=r"norm='linf' .got an attack with norm='l2'"):
         evaluation.sweep(worst, lambda x: x @ params, x, y, eps=[0.1], norm="linf")
 
 
