@@ -20,6 +20,7 @@ __all__ = [
     "check_labels",
     "check_logits",
     "check_number",
+    "check_outputs",
     "is_concrete",
 ]
 
@@ -132,6 +133,16 @@ def check_batch(x: Any, y: Any = None, bounds: Any = None) -> None:
         # One rounding step of the input's own dtype is not an error of the caller.
         slack = float(jnp.finfo(x.dtype).eps)
         low, high = (np.asarray(b, np.float32) for b in bounds)
+        for b in (low, high):
+            try:
+                fits = np.broadcast_shapes(b.shape, x.shape) == x.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"bounds must be numbers or arrays that broadcast to x (got a bound of shape "
+                    f"{b.shape}, x.shape={x.shape})"
+                )
         scale = slack * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
         if (values < low - scale).any() or (values > high + scale).any():
             raise ValueError(
@@ -154,8 +165,18 @@ def check_labels(y: Any, num_classes: int) -> None:
         )
 
 
+def check_outputs(outputs: Any) -> None:
+    """Raises where a model gave not one array but a container, such as ``(logits, state)``."""
+    if not hasattr(outputs, "ndim"):
+        raise ValueError(
+            f"the model must return the logits alone (got a {type(outputs).__name__}); an "
+            "objective takes a pair (logits, new_state) with has_state=True"
+        )
+
+
 def check_logits(logits: Any, y: Any) -> None:
     """Raises unless ``logits`` is ``[B, K]``, K >= 2, and ``y`` an integer ``[B]`` within K."""
+    check_outputs(logits)
     shape = np.shape(logits)
     if len(shape) != 2 or shape[1] < 2:
         raise ValueError(f"logits must have shape [B, K] with K >= 2 (got logits.shape={shape})")

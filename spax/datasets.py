@@ -413,7 +413,11 @@ def load_idx(path: str | os.PathLike[str]) -> np.ndarray:
             f"its header promises {size} bytes of shape {shape} but there are {amount}; "
             "download it again",
         )
-    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    try:
+        array = np.frombuffer(content, dtype).reshape(shape)
+    except ValueError:  # no values, but dimensions next to the 0 that are too large for NumPy
+        _fail(where, f"its header promises the impossible shape {shape}; download it again")
+    return array.astype(dtype.newbyteorder("="))
 
 
 def idx_to_npz(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:

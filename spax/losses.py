@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spax.checks import check_logits, is_concrete
+from spax.checks import check_logits, check_outputs, is_concrete
 from spax.typing import Array
 
 __all__ = [
@@ -42,12 +42,15 @@ def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 def _others(logits: Array, y: Array) -> Array:
     """Logits with the entry of the label at minus infinity."""
-    is_label = y[:, None] == jnp.arange(logits.shape[1], dtype=y.dtype)[None, :]
+    is_label = y.astype(jnp.int32)[:, None] == jnp.arange(logits.shape[1])[None, :]
     return jnp.where(is_label, jnp.array(-jnp.inf, logits.dtype), logits)
 
 
 def _pick(logits: Array, y: Array) -> Array:
-    return jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+    y = y.astype(jnp.int32)
+    # What is too large is filled with NaN; a negative index would count from the end.
+    y = jnp.where(y < 0, logits.shape[1], y)
+    return jnp.take_along_axis(logits, y[:, None], axis=1, mode="fill")[:, 0]
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
@@ -63,7 +66,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
       y: integer labels ``[B]`` in [0, K).
 
     Returns:
-      ``[B]``, >= 0.
+      ``[B]``, >= 0; NaN for a traced label outside [0, K).
 
     Raises:
       ValueError: on other shapes or dtypes, or a concrete label outside [0, K).
@@ -85,7 +88,7 @@ def margin(logits: Array, y: Array) -> Array:
       y: integer labels ``[B]`` in [0, K).
 
     Returns:
-      ``[B]``.
+      ``[B]``; NaN for a traced label outside [0, K).
 
     Raises:
       ValueError: on other shapes or dtypes, or a concrete label outside [0, K).
@@ -125,6 +128,7 @@ def dlr(logits: Array, y: Array) -> Array:
       F. Croce, M. Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks, 2020, arXiv:2003.01690, Eq 5.
     """
+    check_outputs(logits)
     if logits.ndim != 2 or logits.shape[1] < 3:
         raise ValueError(f"dlr needs logits [B, K] with K >= 3 (got logits.shape={logits.shape})")
     top = jax.lax.top_k(logits, 3)[0]
@@ -156,6 +160,7 @@ def dlr_targeted(logits: Array, labels: tuple[Array, Array]) -> Array:
     References:
       F. Croce, M. Hein, 2020, arXiv:2003.01690, Eq 6.
     """
+    check_outputs(logits)
     if logits.ndim != 2 or logits.shape[1] < 4:
         raise ValueError(
             f"dlr_targeted needs logits [B, K] with K >= 4 (got logits.shape={logits.shape})"
@@ -191,6 +196,7 @@ def kl_divergence(logits: Array, log_p: Array) -> Array:
       H. Zhang et al., Theoretically principled trade-off between robustness and accuracy, 2019,
       arXiv:1901.08573, Eq 5.
     """
+    check_outputs(logits)
     if logits.shape != log_p.shape or logits.ndim != 2:
         raise ValueError(
             "logits and log_p must have the same shape [B, K] "
@@ -221,7 +227,7 @@ def misclassified(logits: Array, y: Array) -> Array:
       [True]
     """
     check_logits(logits, y)
-    wrong = jnp.argmax(logits, axis=1).astype(y.dtype) != y
+    wrong = jnp.argmax(logits, axis=1).astype(jnp.int32) != y.astype(jnp.int32)
     return wrong & ~jnp.isnan(logits).any(axis=1)
 
 
@@ -244,7 +250,7 @@ def hits(logits: Array, y: Array) -> Array:
       [True]
     """
     check_logits(logits, y)
-    right = jnp.argmax(logits, axis=1).astype(y.dtype) == y
+    right = jnp.argmax(logits, axis=1).astype(jnp.int32) == y.astype(jnp.int32)
     return right & ~jnp.isnan(logits).any(axis=1)
 
 

@@ -5,6 +5,7 @@ uniform samples; all per example over the trailing dimensions of ``[B, ...]``.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,7 +91,9 @@ def project(delta: Array, x: Array, eps: Number, norm: str, bounds: Bounds) -> A
     """Projects a perturbation on the eps-ball, inside the box of valid inputs.
 
     For linf, l1 and l0 this is the exact Euclidean projection on ball-and-box (for l1 by
-    bisection on the multiplier and one exact solve of its final linear piece). For l2 the
+    bisection on the multiplier and one exact solve of its final linear piece; exact up to the
+    rounding of the multiplier, measured from 0 or from the largest entry, whichever is nearer:
+    where entries are millions of times their room, those in between share it unevenly). For l2 the
     perturbation is scaled to the ball and then clipped to the box: the result is feasible, but
     not the nearest feasible point.
 
@@ -126,9 +129,13 @@ def project(delta: Array, x: Array, eps: Number, norm: str, bounds: Bounds) -> A
     if norm == "linf":
         return jnp.clip(delta, jnp.maximum(low, -radius), jnp.minimum(high, radius))
     if norm == "l2":
-        size = expand(_safe_l2(delta), delta)
-        scale = jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
-        return jnp.clip(delta * scale, low, high)
+        # Scaled first: radius / size of a large perturbation would underflow to 0.
+        scaled, unit = _scaled(delta)
+        size = expand(_plain_l2(scaled), scaled)
+        target = radius.astype(scaled.dtype)
+        shorter = scaled * (target / jnp.where(size > 0, size, 1))
+        inside = size * expand(unit, scaled) <= target
+        return jnp.clip(jnp.where(inside, delta, shorter.astype(delta.dtype)), low, high)
     flat_radius = jnp.broadcast_to(radius.reshape(-1, 1), (x.shape[0], 1))
     kernel = _project_l1 if norm == "l1" else _project_l0
     return kernel(_flat(delta), _flat(low), _flat(high), flat_radius).reshape(delta.shape)
@@ -148,12 +155,23 @@ def _radius(eps: Number, x: Array, norm: str) -> Array:
     return radius
 
 
-def _safe_l2(v: Array) -> Array:
-    """The l2 norm, free of under- and overflow of the squares."""
-    flat = _flat(v).astype(wide(v))
-    top = jnp.max(jnp.abs(flat), axis=1, keepdims=True, initial=0.0)
-    scaled = flat / jnp.where(top > 0, top, 1)
-    return (top[:, 0] * jnp.sqrt(jnp.sum(scaled * scaled, axis=1))).astype(v.dtype)
+def _scaled(v: Array) -> tuple[Array, Array]:
+    """``v / unit``, float32 at least, and the unit ``[B]``: powers of two near the largest entries.
+
+    A power of two so that nothing is rounded, and one whose reciprocal is a normal number: XLA may
+    multiply by it instead, and take one that is not for 0.
+    """
+    wider = v.astype(wide(v))
+    top = jnp.max(jnp.abs(_flat(wider)), axis=1, initial=0.0)
+    least = int(jnp.finfo(wider.dtype).minexp)
+    exponent = jnp.clip(jnp.frexp(lax.stop_gradient(top))[1], least, -least)
+    unit = jnp.ldexp(jnp.ones_like(top), exponent)
+    return wider / expand(unit, wider), unit
+
+
+def _plain_l2(v: Array) -> Array:
+    flat = _flat(v)
+    return jnp.sqrt(jnp.sum(flat * flat, axis=1))
 
 
 def _project_l1(delta: Array, low: Array, high: Array, radius: Array) -> Array:
@@ -167,30 +185,41 @@ def _project_l1(delta: Array, low: Array, high: Array, radius: Array) -> Array:
     room = jnp.maximum(jnp.where(delta >= 0, high, -low), 0).astype(dtype)
     target = radius.astype(dtype)
 
-    def total(lam: Array) -> Array:
-        return jnp.sum(jnp.clip(size - lam, 0, room), axis=1, keepdims=True)
-
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low_lam, high_lam = ends
-        lam = (low_lam + high_lam) / 2
-        over = total(lam) > target
-        return jnp.where(over, lam, low_lam), jnp.where(over, high_lam, lam)
-
-    zero = jnp.zeros_like(target)
     top = jnp.max(size, axis=1, keepdims=True, initial=0.0)
-    low_lam, high_lam = lax.fori_loop(0, 30, halve, (zero, top))
+    tiny = float(jnp.finfo(dtype).tiny)
+
+    def total(kept: Array) -> Array:
+        return jnp.sum(jnp.clip(kept, 0, room), axis=1, keepdims=True)
+
+    # lam is searched from whichever of its ends, 0 and top, is nearer, as lam = m or top - m: next
+    # to top what remains of the entries would drown in the rounding of lam.
+    from_top = total(size - top / 2) > target
+    sign = jnp.where(from_top, -1, 1).astype(dtype)
+    size_from = size - jnp.where(from_top, top, 0)
+
+    def halve(middle: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
+        def step(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            m = middle(*ends)
+            larger = (total(size_from - sign * m) > target) != from_top
+            return jnp.where(larger, m, ends[0]), jnp.where(larger, ends[1], m)
+
+        return step
+
+    ends = (jnp.full_like(top, tiny), jnp.maximum(top / 2, tiny))
+    # First its order of magnitude, then its digits.
+    ends = lax.fori_loop(0, 8, halve(lambda a, b: jnp.sqrt(a) * jnp.sqrt(b)), ends)
+    least, most = lax.fori_loop(0, 24, halve(lambda a, b: a + (b - a) / 2), ends)
     # Between the ends no entry changes its regime (or by rounding only): solve the line exactly.
-    lam = (low_lam + high_lam) / 2
-    active = (size > lam) & (size - lam < room)
-    fixed = jnp.sum(jnp.where(size - lam >= room, room, 0), axis=1, keepdims=True)
-    active_size = jnp.sum(jnp.where(active, size, 0), axis=1, keepdims=True)
+    kept = size_from - sign * (least + (most - least) / 2)
+    active = (kept > 0) & (kept < room)
+    fixed = jnp.sum(jnp.where(kept >= room, room, 0), axis=1, keepdims=True)
+    active_size = jnp.sum(jnp.where(active, size_from, 0), axis=1, keepdims=True)
     count = jnp.sum(active, axis=1, keepdims=True).astype(dtype)
-    solved = (fixed + active_size - target) / jnp.maximum(count, 1)
-    lam = jnp.where(count > 0, jnp.clip(solved, low_lam, high_lam), high_lam)
-    lam = jnp.where(total(zero) <= target, zero, lam)
-    kept = jnp.clip(size - lam, 0, room)
+    solved = sign * (fixed + active_size - target) / jnp.maximum(count, 1)
+    m = jnp.where(count > 0, jnp.clip(solved, least, most), jnp.where(from_top, least, most))
+    kept = jnp.where(total(size) <= target, size, size_from - sign * m)
+    kept = jnp.clip(kept, 0, room)
     # The rounding of lam is that of the largest entry: take off what it left above a small radius.
-    tiny = float(jnp.finfo(kept.dtype).tiny)
     kept = kept * jnp.minimum(1, target / jnp.maximum(jnp.sum(kept, 1, keepdims=True), tiny))
     return jnp.sign(delta) * kept.astype(delta.dtype)
 
@@ -264,11 +293,9 @@ def steepest(grad: Array, norm: str, *, blocked: Array | None = None, share: flo
     if norm == "linf":
         return jnp.sign(g)
     if norm == "l2":
-        # Divided twice: 1 / |g| of a gradient near 1e-38 would overflow.
-        top = jnp.max(jnp.abs(_flat(g)), axis=1, initial=0.0)
-        g = g / expand(jnp.where(top > 0, top, 1), g)
-        size = _safe_l2(g)
-        return g / expand(jnp.where(size > 0, size, 1), g)
+        scaled, _ = _scaled(g)
+        size = _plain_l2(scaled)
+        return (scaled / expand(jnp.where(size > 0, size, 1), scaled)).astype(grad.dtype)
     if blocked is not None:
         g = jnp.where(blocked, 0, g)
     flat = _flat(g)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spax import checks
+from spax import checks, losses
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,20 @@ def test_bounds_may_be_arrays_a_channel():
 def test_bad_bounds_raise(bounds):
     with pytest.raises(ValueError, match="bounds must"):
         checks.check_bounds(bounds)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 1, 2)])
+def test_bounds_that_do_not_fit_say_so(shape):
+    with pytest.raises(ValueError, match=r"bounds must .*got a bound of shape .*x.shape=\(1, 2\)"):
+        checks.check_batch(jnp.zeros((1, 2)), None, (0.0, np.ones(shape)))
+
+
+def test_a_model_that_returns_its_state_too_is_told():
+    pair = (jnp.zeros((2, 3)), {"mean": jnp.zeros(3)})
+    with pytest.raises(ValueError, match=r"logits alone .got a tuple.*has_state=True"):
+        checks.check_logits(pair, jnp.array([0, 1]))
+    with pytest.raises(ValueError, match=r"logits alone .got a tuple"):
+        losses.kl_divergence(pair, jnp.zeros((2, 3)))
 
 
 def test_labels_go_with_the_batch():

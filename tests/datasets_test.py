@@ -284,6 +284,7 @@ def test_damaged_idx_files_are_refused(tmp_path, pack):
         (whole[:10], "ends within its header"),
         (whole[:-1], "promises 32 bytes of shape (2, 4, 4) but there are only 31"),
         (whole + b"\0", "but there are more"),
+        (b"\0\0\x08\x03" + b"\0" * 4 + b"\xff" * 8, "the impossible shape (0, 4294967295, "),
         (b"\0\0\x08\x03" + b"\xff" * 12 + whole, "but there are only"),  # claims 2^96 bytes
     ]:
         path.write_bytes(pack(content))

@@ -44,6 +44,22 @@ def test_margin_is_positive_exactly_where_misclassified():
     np.testing.assert_array_equal(losses.misclassified(LOGITS, Y), ~losses.hits(LOGITS, Y))
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int16, jnp.uint32])
+def test_labels_narrower_than_the_classes_do_not_wrap_around(dtype):
+    logits = jnp.zeros((1, 300)).at[0, 259].set(4.0)  # 259 is 3 modulo 256
+    y, wide = jnp.array([3], dtype), jnp.array([3])
+    assert losses.misclassified(logits, y)[0]
+    assert not losses.hits(logits, y)[0]
+    for loss in (losses.cross_entropy, losses.margin, losses.dlr):
+        np.testing.assert_array_equal(loss(logits, y), loss(logits, wide))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.margin, losses.dlr])
+def test_traced_labels_outside_the_classes_have_no_loss(loss):
+    value = jax.jit(loss)(LOGITS[:3], jnp.array([-1, 5, 2]))
+    assert jnp.isnan(value).tolist() == [True, True, False]
+
+
 def test_dlr_is_scale_free_and_matches_its_equation():
     np.testing.assert_allclose(losses.dlr(LOGITS * 100, Y), losses.dlr(LOGITS, Y), rtol=1e-4)
     z = np.asarray(LOGITS[0])

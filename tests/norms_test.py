@@ -1,3 +1,6 @@
+import itertools
+from fractions import Fraction
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -31,6 +34,28 @@ def _exact_l1(v, low, high, radius):
     return np.sign(v) * np.clip(size - lam, 0, room)
 
 
+def _exact_l1_by_pieces(v, room, radius):
+    """The same from its breakpoints, in exact fractions: a root finder has no relative error."""
+    size, room, radius = (
+        [Fraction(float(e)) for e in np.atleast_1d(a)] for a in (np.abs(v), room, radius)
+    )
+
+    def kept(lam):
+        return [min(max(s - lam, 0), r) for s, r in zip(size, room, strict=True)]
+
+    points = sorted(
+        {Fraction(0), *size, *(s - r for s, r in zip(size, room, strict=True) if s > r)}
+    )
+    lam = points[0]
+    if sum(kept(lam)) > radius[0]:
+        below, above = next(
+            (a, b) for a, b in itertools.pairwise(points) if sum(kept(b)) <= radius[0]
+        )
+        high, low = sum(kept(below)), sum(kept(above))
+        lam = below + (high - radius[0]) / (high - low) * (above - below)
+    return np.sign(v) * np.array([float(k) for k in kept(lam)])
+
+
 @hypothesis.given(
     v=hnp.arrays(np.float32, (3, SIZE), elements=ENTRIES),
     x=hnp.arrays(np.float32, (3, SIZE), elements=st.floats(0, 1, width=32)),
@@ -56,6 +81,40 @@ def test_the_l1_projection_is_exact(v, x, eps):
     ours = project(v, x, eps, "l1", (0.0, 1.0))[0]
     wide, center = v[0].astype(np.float64), x[0].astype(np.float64)
     np.testing.assert_allclose(ours, _exact_l1(wide, -center, 1 - center, eps), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "eps"),
+    [(1e-6, 1.06e-4), (1.0, 1.06e-4), (1.0, 2.0), (1e3, 1.06e-4), (1e30, 1.06e-4)],
+)
+def test_the_l1_projection_is_exact_at_any_scale(scale, eps):
+    rng = np.random.default_rng(2)
+    v = rng.normal(size=(40, 8)) * 10 ** rng.uniform(-3, 1, size=(40, 8)) * scale
+    v[::2, 1:3] = v[::2, :1] = 5 * scale  # ties at the top, among others
+    v, x = v.astype(np.float32), rng.uniform(size=(40, 8)).astype(np.float32)
+    ours = project(v, x, eps, "l1", (0.0, 1.0))
+    for got, row, center in zip(np.asarray(ours), v.astype(np.float64), x, strict=True):
+        room = np.where(row >= 0, np.float32(1) - center, center).astype(np.float64)
+        wanted = _exact_l1_by_pieces(row, room, eps)
+        np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5 * min(eps, scale))
+
+
+def test_a_tie_far_beyond_the_radius_is_shared():
+    v = jnp.array([[-1396.8, -1396.8, -1396.8, 300.0, 30.0]])
+    got = project(v, jnp.full((1, 5), 0.5), 1.05e-4, "l1", (0.0, 1.0))
+    np.testing.assert_allclose(got, [[-3.5e-5] * 3 + [0.0] * 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1.0, 4.5e37, 1.6e38])
+def test_l2_survives_any_scale(scale, dtype):
+    v = (jnp.array([[1.0, 2.0, -1.0]]) * scale).astype(dtype)
+    unit = np.array([[1.0, 2.0, -1.0]]) / np.sqrt(6)
+    rtol = 2 * float(jnp.finfo(dtype).eps) + 1e-5
+    direction = jax.jit(norms.steepest, static_argnames="norm")(v, "l2")
+    np.testing.assert_allclose(np.float64(direction), unit, rtol=rtol)
+    got = project(v, jnp.full((1, 3), 0.5, dtype), min(0.1, scale), "l2", (0.0, 1.0))
+    np.testing.assert_allclose(np.float64(got), min(0.1, scale) * unit, rtol=3 * rtol)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l1", 0.6)])

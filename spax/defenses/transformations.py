@@ -19,7 +19,8 @@ def quantize(x: Array, bits: Number, bounds: Bounds = (0.0, 1.0)) -> Array:
 
     Args:
       x: ``[B, ...]``, floating.
-      bits: how many bits, >= 1, may be traced; whole numbers are meant.
+      bits: how many bits, in [1, 24] (float32 tells no more apart), may be traced; whole
+        numbers are meant.
       bounds: range that the levels span, ends included; numbers or arrays of trailing shape. What
         lies outside goes to the nearest end.
 
@@ -27,7 +28,8 @@ def quantize(x: Array, bits: Number, bounds: Bounds = (0.0, 1.0)) -> Array:
       Shape and dtype of ``x``. Halfway between two levels, the one of even index is taken.
 
     Raises:
-      ValueError: if a concrete ``bits < 1``, x is not floating, or bounds are not low < high.
+      ValueError: if concrete bits are outside [1, 24], x is not floating, or bounds are not
+        low < high.
 
     Example:
       >>> import jax.numpy as jnp
@@ -38,7 +40,7 @@ def quantize(x: Array, bits: Number, bounds: Bounds = (0.0, 1.0)) -> Array:
       W. Xu, D. Evans, Y. Qi, Feature squeezing: detecting adversarial examples in deep neural
       networks, 2017, arXiv:1704.01155, Section III-A.
     """
-    check_number("bits", bits, low=1)
+    check_number("bits", bits, low=1, high=24)
     check_bounds(bounds)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be floating point (got x.dtype={x.dtype})")
@@ -60,14 +62,15 @@ def bit_depth(
 
     Args:
       logits_fn: the model, plain or Stochastic.
-      bits: how many bits remain, >= 1, may be traced (1 in the paper for MNIST, 5 for CIFAR-10).
+      bits: how many bits remain, in [1, 24], may be traced (1 in the paper for MNIST, 5 for
+        CIFAR-10).
       bounds: valid range of the inputs.
 
     Returns:
       A model of the same kind, of the same inputs.
 
     Raises:
-      ValueError: if a concrete ``bits < 1``, or bounds are not low < high.
+      ValueError: if concrete bits are outside [1, 24], or bounds are not low < high.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,6 +82,6 @@ def bit_depth(
       W. Xu, D. Evans, Y. Qi, Feature squeezing: detecting adversarial examples in deep neural
       networks, 2017, arXiv:1704.01155, Section III-A.
     """
-    check_number("bits", bits, low=1)
+    check_number("bits", bits, low=1, high=24)
     check_bounds(bounds)
     return lift(lambda x: quantize(x, bits, bounds), logits_fn)

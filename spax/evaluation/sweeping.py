@@ -1,5 +1,6 @@
 """Attacks put to work: the worst of several, compiled once, swept over radii."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from spax.checks import (
     check_key,
     check_labels,
     check_number,
+    is_concrete,
 )
 from spax.evaluation.judging import SLACK, check_point, examine
 from spax.gradients.convolutions import canonical_convolutions
@@ -42,6 +44,38 @@ def _split(key: Key | None) -> Any:
     return (None, None) if key is None else jax.random.split(key)
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two settings agree, as far as concrete values tell: strings, booleans or bounds."""
+    if isinstance(a, str | bool) or isinstance(b, str | bool):
+        return bool(a == b)
+    if not is_concrete((a, b)):
+        return True
+
+    def equal(v: npt.NDArray[np.float32], w: npt.NDArray[np.float32]) -> bool:
+        return bool(np.array_equal(v, w) or (0 in (v.ndim, w.ndim) and (v == w).all()))
+
+    return all(
+        equal(np.asarray(v, np.float32), np.asarray(w, np.float32))
+        for v, w in zip(a, b, strict=True)
+    )
+
+
+def _check_settings(attack: Callable[..., Any], **wanted: Any) -> None:
+    """Raises where the signature of an attack, bound or by default, tells another setting."""
+    try:
+        # A wrapper decides for itself: what it wraps says nothing of its settings.
+        taken = inspect.signature(attack, follow_wrapped=False).parameters
+    except (TypeError, ValueError):  # not every callable has a signature
+        return
+    for name, value in wanted.items():
+        got = taken[name].default if name in taken else None
+        if got is not None and got is not inspect.Parameter.empty and not _same(got, value):
+            raise ValueError(
+                f"the attack must be bound to the {name} that its points are judged by, "
+                f"{name}={value!r} (got an attack with {name}={got!r})"
+            )
+
+
 def worst_of(
     attacks: Sequence[Callable[..., Array]],
     *,
@@ -57,25 +91,29 @@ def worst_of(
       attacks: bound attacks, ``(logits_fn, x, y, *, key) -> x_adv``. Where eps is left open, as for
         `sweep`, it is open in the result too.
       norm: of the attacks' ball, ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``: where eps is passed to
-        the result, points beyond it are passed over.
+        the result, points beyond it are invalid.
       targeted: whether the attacks are bound as targeted.
-      bounds: valid range; points out of it are passed over.
+      bounds: valid range, that of the attacks; points out of it are invalid.
       loss: ``(outputs, y) -> [B]``, decides among points that all fool or all do not.
       criterion: ``(outputs, y) -> bool [B]``; None: `spax.losses.misclassified`, or
         `spax.losses.hits` when targeted.
 
     Returns:
       An attack ``(logits_fn, x, y, *, key=None, **settings) -> x_adv``: per example the best of
-      the attacks' points, first one that fools, else one without a prediction (a NaN), else the
-      one of highest loss (lowest when targeted); ``x`` where all points are invalid. Settings,
-      such as eps, go to every attack; attack i draws from ``fold_in(key, i)``.
+      the attacks' valid points, first one that fools, else one without a prediction (a NaN), else
+      the one of highest loss (lowest when targeted); where all are invalid, the best of those, so
+      that whoever judges it sees that it is. Settings, such as eps, go to every attack; attack i
+      draws from ``fold_in(key, i)``.
 
     Guarantees:
       It fools wherever one of the attacks does (a Stochastic model: did, at the draw that decided).
-      One forward pass an attack on top of theirs.
+      A point that is valid never gives way to one that is not. One forward pass an attack on top of
+      theirs.
 
     Raises:
-      ValueError: if there are no attacks, or on another norm; at the call, as the attacks do.
+      ValueError: if there are no attacks, or on another norm; at the call, as the attacks do, and
+        if the signature of one, a `functools.partial` say, tells other bounds or another targeted,
+        or where eps is passed another norm.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -96,12 +134,23 @@ def worst_of(
     check_bounds(bounds)
 
     def attack(
-        logits_fn: Model, x: Array, y: PyTree, *, key: Key | None = None, **settings: Any
+        logits_fn: Model,
+        x: Array,
+        y: PyTree,
+        *,
+        key: Key | None = None,
+        # In the signature, where `sweep` and an outer `worst_of` look for them.
+        norm: str = norm,
+        targeted: bool = targeted,
+        bounds: Bounds = bounds,
+        **settings: Any,
     ) -> Array:
         check_batch(x, y, bounds)
-        best, best_rank = x, jnp.zeros(x.shape[:1], jnp.int32)
+        judged = {"norm": norm} if settings.get("eps") is not None else {}
+        best, best_rank = x, jnp.full(x.shape[:1], -3, jnp.int32)  # below every rank of a point
         best_value = jnp.zeros(x.shape[:1], wide(x))
         for i, one in enumerate(attacks):
+            _check_settings(one, bounds=bounds, targeted=targeted, **judged)
             key_attack, key_look = _split(None if key is None else jax.random.fold_in(key, i))
             rival = one(logits_fn, x, y, key=key_attack, **settings)
             check_point(x, rival)
@@ -120,7 +169,7 @@ def worst_of(
             value = (-1 if targeted else 1) * loss(outputs, y).astype(best_value.dtype)
             value = jnp.where(jnp.isnan(value), -jnp.inf, value)
             rank = jnp.where(seen.fooled, 3, jnp.where(seen.predicted, 1, 2))
-            rank = jnp.where(seen.valid, rank, -1)  # below x, which stands for "all were invalid"
+            rank = jnp.where(seen.valid, rank, rank - 3)  # what is invalid stays below what is not
             wins = (rank > best_rank) | ((rank == best_rank) & (value > best_value))
             best = jnp.where(wins.reshape((-1,) + (1,) * (x.ndim - 1)), rival, best)
             best_rank = jnp.where(wins, rank, best_rank)
@@ -196,7 +245,9 @@ class Sweep(NamedTuple):
 
     eps: Array  # [E]
     success: Array  # bool [E, N], as judged at each radius alone
-    distance: Array  # [N], of the nearest point found wrong at any radius; inf: none
+    # [N], of the nearest point found wrong at any radius, at most the least radius whose point was
+    # invalid; inf: neither
+    distance: Array
     accuracy: Array  # [E], robust accuracy: the share whose distance exceeds eps
     invalid: Array  # int [E], points that broke the rules: not finite, out of bounds or ball
 
@@ -249,12 +300,15 @@ def sweep(
     Guarantees:
       ``accuracy`` bounds the true robust accuracy of these examples from above. Where the model has
       no prediction (a NaN) on an input or on a valid point, it is wrong there, as in `accuracy`.
-      No invalid point counts; look at ``invalid``: above 0 the attack broke its rules (or was bound
-      to another norm or other bounds) and the accuracy says little.
+      An invalid point is no success, but shows nothing of its example either: from its radius on
+      the example does not count as robust, so that a broken attack cannot raise the accuracy. Look
+      at ``invalid``: above 0 the attack broke its rules and the accuracy says little.
 
     Raises:
       ValueError: on wrong shapes, norm or counts; if there are no examples; if concrete x is not
-        finite or out of bounds, a label outside the classes, or a radius < 0; as the attack does.
+        finite or out of bounds, a label outside the classes, or a radius < 0; if the signature of
+        the attack, a `functools.partial` say, tells another norm, other bounds or another targeted;
+        as the attack does.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp
@@ -268,6 +322,7 @@ def sweep(
     """
     check_choice("norm", norm, ("linf", "l2", "l1", "l0"))
     check_batch(x, y, bounds)
+    _check_settings(attack, norm=norm, bounds=bounds, targeted=targeted)
     check_number("eps", np.asarray(eps) if isinstance(eps, Sequence) else eps, low=0)
     check_count("parallel", parallel)
     radii = jnp.asarray(eps, wide(x))
@@ -314,7 +369,9 @@ def sweep(
             key_attack, key_look = _split(None if key is None else jax.random.fold_in(key_radii, e))
             z = attack(logits_fn, x, y, key=key_attack, eps=eps)
             check_point(x, z)
-            return look(x, z, y, key_look, eps)
+            success, invalid, distance = look(x, z, y, key_look, eps)
+            unknown = jnp.where(invalid, jnp.maximum(eps, 0), jnp.inf).astype(distance.dtype)
+            return success, invalid, jnp.minimum(distance, unknown)
 
         _, _, clean = look(x, x, y, key_clean, None)
         success, invalid, distance = lax.map(

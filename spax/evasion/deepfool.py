@@ -28,10 +28,10 @@ class Plane(NamedTuple):
 
 
 def wrong_classes(logits: Array, y: Array, count: int) -> Array:
-    """The ``count`` classes of highest logit but the label, likeliest first, ``[B, count]``."""
-    is_label = y[:, None] == jnp.arange(logits.shape[1], dtype=y.dtype)[None, :]
+    """The ``count`` classes of highest logit but the label, likeliest first, int32."""
+    is_label = y.astype(jnp.int32)[:, None] == jnp.arange(logits.shape[1])[None, :]
     others = jnp.where(is_label, jnp.array(-jnp.inf, logits.dtype), logits)
-    return lax.top_k(others, count)[1].astype(y.dtype)
+    return lax.top_k(others, count)[1].astype(jnp.int32)
 
 
 def nearest_plane(
@@ -41,6 +41,7 @@ def nearest_plane(
 
     One forward pass, and C backward passes that share it.
     """
+    y = y.astype(jnp.int32)  # a narrower label could not be compared with every class
     logits, pull = jax.vjp(lambda z: call(logits_fn, z, key), z)
     batch, num_classes = logits.shape
     dtype = wide(z)

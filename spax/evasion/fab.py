@@ -323,4 +323,4 @@ def _classes(logits: Array, y: Array, targets: int | Array | None) -> tuple[Arra
             f"targets must be an int, or classes [B] or [B, T] with B = {y.shape[0]} "
             f"(got targets.shape={jnp.shape(targets)})"
         )
-    return classes.astype(y.dtype), classes.shape[1]
+    return classes.astype(jnp.int32), classes.shape[1]

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from spax.checks import check_batch, check_choice, check_count, check_key, check_number
+from spax.checks import check_batch, check_choice, check_count, check_key, check_number, is_concrete
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
 from spax.losses import cross_entropy, hits, misclassified
@@ -420,6 +421,8 @@ def pgd(
         random_start = False
         if jnp.shape(start) != x.shape:
             raise ValueError(f"start must have the shape of x, {x.shape} (got {jnp.shape(start)})")
+        if is_concrete(start) and not np.isfinite(np.asarray(start, np.float32)).all():
+            raise ValueError("start must be finite (got NaN or infinite values in start)")
     if random_start:
         check_key(key, "random_start=True")
     elif restarts > 1:

@@ -173,7 +173,7 @@ def _wrong(f: Callable[..., Any], x: Array, y: Array, key: Key | None) -> Array:
                 "a victim must return logits [B, K] or integer labels [B] "
                 f"(got shape {outputs.shape}, dtype {outputs.dtype})"
             )
-        return outputs.astype(y.dtype) != y
+        return outputs.astype(jnp.int32) != y.astype(jnp.int32)
     return misclassified(outputs, y)
 
 

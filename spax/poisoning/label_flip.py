@@ -1,12 +1,26 @@
 """Label flipping: an attacker who controls some training labels, and nothing else."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from spax.checks import check_count, check_key, check_labels, check_number
+from spax.checks import check_count, check_key, check_labels, check_number, is_concrete
 from spax.typing import Array, Key, Number
 
 __all__ = ["flip_labels"]
+
+
+def _count(rate: Number, n: int) -> Any:
+    """``floor(rate n)``, in float64 where the rate is concrete."""
+    # 0.29 * 100 is a little less than 29 in floating point; 29 is meant.
+    if is_concrete(rate):
+        wide = np.asarray(rate)
+        eps = np.finfo(wide.dtype if wide.dtype == np.float32 else np.float64).eps
+        return int(np.floor(wide.astype(np.float64) * (1 + 4 * float(eps)) * n))
+    share = jnp.asarray(rate, jnp.float32) * (1 + 4 * float(jnp.finfo(jnp.float32).eps))
+    return jnp.floor(share * n).astype(jnp.int32)
 
 
 def flip_labels(
@@ -39,7 +53,9 @@ def flip_labels(
       ``(x, y_new)``, the labels in the dtype of ``y``; what was flipped is ``y_new != y``.
 
     Guarantees:
-      Exactly ``floor(rate * N)`` labels change, or all that may if a mapping allows fewer.
+      Exactly ``floor(rate * N)`` labels change, or all that may if a mapping allows fewer. A rate
+      in float32, as every traced one is, counts to its own rounding: beyond about a million
+      examples a few labels may change more.
 
     Raises:
       TypeError: if num_classes is not an int.
@@ -93,7 +109,5 @@ def flip_labels(
     allowed = new != y
     order = jnp.lexsort((-priority, ~allowed))  # the last key leads
     rank = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32))
-    # 0.29 * 100 is a little less than 29 in floating point; 29 is meant.
-    share = jnp.asarray(rate, jnp.float32) * (1 + 4 * float(jnp.finfo(jnp.float32).eps))
-    flipped = allowed & (rank < jnp.floor(share * n).astype(jnp.int32))
+    flipped = allowed & (rank < _count(rate, n))
     return x, jnp.where(flipped, new, y)

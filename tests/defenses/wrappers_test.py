@@ -284,3 +284,12 @@ def test_randomised_resizing_of_digits_falls_to_eot(digits):
     assert clean > 0.9
     assert averaged < frozen - 0.1
     assert averaged < 0.05
+
+
+def test_more_bits_than_a_float_tells_apart_are_refused():
+    x = jnp.array([[0.2, 0.6]])
+    assert jnp.isfinite(quantize(x, 24)).all()
+    with pytest.raises(ValueError, match="bits must be >= 1 and <= 24"):
+        quantize(x, 25)
+    with pytest.raises(ValueError, match="bits must be >= 1 and <= 24"):
+        bit_depth(lambda x: x, bits=200)

@@ -105,13 +105,17 @@ def test_the_accuracy_never_rises_though_the_attack_misses():
         (lambda x, eps: x - 0.6, 3),  # out of bounds
     ],
 )
-def test_an_attack_that_breaks_the_rules_gains_nothing_and_is_counted(point, invalid):
+def test_an_attack_that_breaks_the_rules_proves_nothing_and_is_counted(point, invalid):
     x, y = jnp.full((1, 2), 0.5), jnp.zeros(1, jnp.int32)
     logits = lambda x: jnp.stack([x[:, 0], 0 * x[:, 0] + 0.45], 1)  # noqa: E731
     attack = lambda f, x, y, *, key, eps: point(x, eps)  # noqa: E731
     got = evaluation.sweep(attack, logits, x, y, eps=[0.0, 0.1, 0.2], norm="linf")
-    assert got.accuracy.tolist() == [1, 1, 1]
+    # From the smallest radius with an invalid point on, nothing is known: that is not robust.
+    assert got.accuracy.tolist() == [1] * (3 - invalid) + [0] * invalid
+    assert not got.success.any()
     assert got.invalid.sum() == invalid
+    curve = evaluation.radius_curve(got.distance, got.eps)
+    assert curve.accuracy.tolist() == got.accuracy.tolist()
 
 
 def test_where_the_model_has_no_prediction_it_is_not_robust():
@@ -250,8 +254,61 @@ def test_an_invalid_point_never_hides_a_valid_one():
     for attacks in ([far, near, out, nan], [nan, out, near, far]):
         worst = evaluation.worst_of(attacks, norm="linf")(logits, x, y, eps=0.2)
         np.testing.assert_allclose(worst, [[0.4, 0.45]], rtol=1e-6)
-    worst = evaluation.worst_of([far, out, nan], norm="linf")(logits, x, y, eps=0.2)
-    np.testing.assert_array_equal(worst, x)
+
+
+def test_where_all_points_are_invalid_the_worst_shows_it():
+    logits = lambda x: jnp.stack([x[:, 0], x[:, 1]], 1)  # noqa: E731
+    x, y = jnp.array([[0.5, 0.45]]), jnp.zeros(1, jnp.int32)
+    away, far, nan = shift([0.4, 0.0]), shift([-0.4, 0.0]), shift([jnp.nan, 0.0])
+    for attacks in ([away, far, nan], [nan, far, away]):
+        worst = evaluation.worst_of(attacks)
+        np.testing.assert_allclose(worst(logits, x, y, eps=0.2), [[0.1, 0.45]], rtol=1e-6)
+        got = evaluation.sweep(worst, logits, x, y, eps=[0.2], norm="linf")
+        assert got.invalid.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting", "wanted"),
+    [
+        (fgsm, {"norm": "l2"}, "norm='l2' .got an attack with norm='linf'"),
+        (partial(fgsm, norm="l2"), {}, "norm='linf' .got an attack with norm='l2'"),
+        (fgsm, {"bounds": (-1.0, 1.0)}, r"bounds=\(-1.0, 1.0\) .got an attack with bounds=\(0"),
+        (partial(fgsm, bounds=(0.0, 2.0)), {}, "bounds"),
+        (fgsm, {"bounds": (0.0, np.full(5, 2.0))}, "bounds"),
+        (fgsm, {"targeted": True}, "targeted=True .got an attack with targeted=False"),
+    ],
+)
+def test_an_attack_bound_to_other_rules_than_those_it_is_judged_by_is_refused(
+    binary, attack, setting, wanted
+):
+    _, params, x, y, _ = binary
+    f = lambda x: x @ params  # noqa: E731
+    with pytest.raises(ValueError, match=wanted):
+        evaluation.sweep(attack, f, x, y, eps=[0.1], **({"norm": "linf"} | setting))
+    with pytest.raises(ValueError, match=wanted):
+        evaluation.worst_of([attack], **setting)(f, x, y, eps=0.1)
+
+
+def test_the_worst_of_several_tells_its_own_rules(binary):
+    _, params, x, y, _ = binary
+    worst = evaluation.worst_of([partial(fgsm, norm="l2")], norm="l2")
+    with pytest.raises(ValueError, match=r"norm='linf' .got an attack with norm='l2'"):
+        evaluation.sweep(worst, lambda x: x @ params, x, y, eps=[0.1], norm="linf")
+
+
+def test_rules_that_agree_or_that_nothing_tells_are_accepted(binary):
+    _, params, x, y, _ = binary
+    f = lambda x: x @ params  # noqa: E731
+    same = partial(fgsm, bounds=(0, np.ones(5)))
+    traced = jax.jit(
+        lambda high: evaluation.sweep(
+            partial(fgsm, bounds=(0.0, high)), f, x, y, eps=[0.1], norm="linf", bounds=(0.0, high)
+        )
+    )(1.0)
+    for got in (evaluation.sweep(same, f, x, y, eps=[0.1], norm="linf"), traced):
+        assert got.invalid.tolist() == [0]
+    # Without a radius no ball is judged.
+    evaluation.worst_of([partial(fgsm, norm="l2", eps=0.1)])(f, x, y)
 
 
 def test_the_worst_passes_settings_on_and_draws_apart(binary):

@@ -346,3 +346,9 @@ def test_mnist_accuracies_are_ordered_as_published(spax_data):
         )
         assert measured[0] > measured[1] >= measured[2]
         np.testing.assert_allclose(measured, (fast, iterated, projected), atol=0.2)
+
+
+def test_a_start_that_is_not_finite_is_refused():
+    x = jnp.full((1, 2), 0.5)
+    with pytest.raises(ValueError, match="start must be finite"):
+        pgd(lambda x: x, x, jnp.array([0]), eps=0.1, start=x * jnp.nan)

@@ -113,3 +113,12 @@ def test_flips_harm_a_learner_of_digits(digits):
     _, flipped = flip_labels(y, y, key=KEY, rate=0.2, num_classes=10)
     # a 1-nearest neighbour passes the flips on: a fifth of its answers turn wrong
     assert abs(score(np.asarray(flipped)) - 0.8 * clean) < 0.05
+
+
+def test_a_concrete_rate_is_exact_for_many_examples():
+    y = jnp.zeros(5_000_000, jnp.int8)
+    scores = jnp.zeros(y.shape)
+    _, flipped = flip_labels(
+        y, y, rate=0.5, num_classes=2, mapping=jnp.array([1, 0]), scores=scores
+    )
+    assert int((flipped != y).sum()) == 2_500_000
