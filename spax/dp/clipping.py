@@ -53,8 +53,10 @@ def clipped_grad(
       parameters, and `ClipInfo`. Each example's key is ``fold_in(key, row)``.
 
     Guarantees:
-      Adding or removing one example moves the sum by at most C in l2: masked rows and gradients
-      that are not finite count for zero.
+      Adding or removing one example moves the sum by at most C in l2, as the float32 numbers that
+      they are: masked rows and gradients that are not finite count for zero. Inside ``shard_map``
+      this holds of each shard's own sum, over its own rows, whether or not ``check_vma`` is set
+      (parameters must not be spread over devices: the length is that of those it is given).
 
     Raises:
       TypeError: if chunk_size is not an int, or loss_fn does not return a pair.
@@ -85,6 +87,9 @@ def clipped_grad(
     def one_chunk(
         params: PyTree, data: PyTree, mask: Array, keys: Array | None
     ) -> tuple[PyTree, ClipInfo]:
+        # Differentiating by parameters that all shards share would add up over the shards, before
+        # any clipping; with a copy on each shard every row keeps a gradient of its own.
+        params = _varying(params, _axes((data, mask, keys)))
         per_example = jax.vmap(jax.value_and_grad(scalar), (None, 0, None if keys is None else 0))
         losses, grads = canonical_convolutions(per_example)(params, data, keys)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
@@ -130,6 +135,22 @@ def clipped_grad(
     return fn
 
 
+def _axes(tree: PyTree) -> frozenset[str]:
+    """The axes of a ``shard_map`` over which some leaf varies (none if it does not keep track)."""
+    leaves = jax.tree.leaves(tree)
+    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+
+
+def _varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """The same values, marked as varying over these axes."""
+
+    def mark(leaf: Array) -> Array:
+        missing = tuple(sorted(axes - _axes(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
 def _scales(grads: PyTree, bound: Number) -> tuple[Array, Array]:
     """``min(1, C / |g|)`` and ``|g|``, ``[B]`` each; free of overflow of the squares."""
     flat = [g.reshape(g.shape[0], math.prod(g.shape[1:])) for g in jax.tree.leaves(grads)]
@@ -172,4 +193,5 @@ def _summed_in_chunks(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(one_chunk, params, *jax.tree.map(lambda leaf: leaf[0], chunks)),
     )
+    zero = _varying(zero, _axes((params, chunks)))
     return lax.scan(add, zero, (chunks, inside))[0]

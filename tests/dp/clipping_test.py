@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from spax.dp import Batch, clipped_grad
 
@@ -61,6 +62,21 @@ def test_chunks_do_not_change_the_sum(problem, chunk_size):
     cut, cut_info = clipped_grad(loss_fn, l2_clip_norm=C, chunk_size=chunk_size)(params, batch)
     for a, b in zip(*map(jax.tree.leaves, ((cut, cut_info), (whole, whole_info))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_every_shard_clips_its_own_rows(chunk_size, check_vma):
+    """Row i of one shard must not be added to row i of another before it is clipped."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.zeros((12, 3)).at[0].set(jnp.array([1.0, 0, 0])).at[3].set(jnp.array([-2.0, 0, 0]))
+    fn = clipped_grad(lambda w, x, key: (w @ x, None), l2_clip_norm=1.0, chunk_size=chunk_size)
+    local = jax.shard_map(
+        lambda w, batch: fn(w, batch)[0][None],
+        mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=check_vma,
+    )  # fmt: skip
+    sums = jax.jit(local)(jnp.zeros(3), Batch(x, jnp.ones(12, bool)))
+    np.testing.assert_allclose(sums[:, 0], [1, -1, 0, 0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3])

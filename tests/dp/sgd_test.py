@@ -228,24 +228,45 @@ def test_the_noise_multiplier_may_be_traced(problem, steps):
     assert np.isinf(one(jnp.float32(0))[1])
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("noise", [0.0, SIGMA])
-def test_sharded_equals_unsharded_with_the_noise_added_once(problem, steps, noise):
+def test_sharded_equals_unsharded_with_the_noise_added_once(
+    problem, steps, noise, chunk_size, check_vma
+):
     params, batch = problem
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    step = dp.private_grad(
-        loss_fn, l2_clip_norm=C, noise_multiplier=noise, sampling=SAMPLING, axis_name="data"
-    )
+    step = MAKE(noise_multiplier=noise, chunk_size=chunk_size, axis_name="data")
 
     def local(params, batch, privacy):
         return step(params, batch, privacy, key=KEY)
 
     specs = (P(), P("data"), P())
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
     out, privacy = jax.jit(sharded)(params, batch, start())
     alone, alone_privacy = steps[noise](params, batch, start(), key=KEY)
     np.testing.assert_allclose(flat(out.grads), flat(alone.grads), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(flat(out.diagnostics), flat(alone.diagnostics), rtol=1e-6)
     np.testing.assert_array_equal(flat(privacy), flat(alone_privacy))
+
+
+def test_sharded_with_a_secret_key_and_over_a_vmapped_axis(problem, steps):
+    params, batch = problem
+    step = MAKE(noise_multiplier=SIGMA, axis_name="data")
+    alone, _ = steps[SIGMA](params, batch, start(), key=SECRET)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(params, batch, privacy, key):
+        return step(params, batch, privacy, key=key)[0].grads
+
+    specs = (P(), P("data"), P(), P())
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
+    found = jax.jit(sharded)(params, batch, start(), SECRET)
+    np.testing.assert_allclose(flat(found), flat(alone.grads), rtol=1e-5, atol=1e-7)
+    rows = jax.tree.map(lambda v: v.reshape(4, 2, *v.shape[1:]), batch)
+    lanes = jax.vmap(local, (None, 0, None, None), axis_name="data")
+    found = jax.tree.map(lambda v: v[3], lanes(params, rows, start(), SECRET))
+    np.testing.assert_allclose(flat(found), flat(alone.grads), rtol=1e-5, atol=1e-7)
 
 
 def test_low_precision_parameters_get_gradients_of_their_type(problem, steps):
