@@ -13,7 +13,7 @@ from jax import lax
 from spax import crypto
 from spax.checks import check_key, check_number, is_concrete
 from spax.dp.accounting import rdp
-from spax.dp.clipping import ClipInfo, clipped_grad
+from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
 from spax.dp.sampling import Batch, Poisson
 from spax.typing import Array, Key, Number, PyTree
 
@@ -146,7 +146,7 @@ def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
       (3,)
     """
     check_key(key, "adding noise")
-    check_number("stddev", stddev, low=0)
+    check_number("stddev", stddev, low=0, scalar=True)
     leaves, treedef = jax.tree.flatten(tree)
     secure = isinstance(key, crypto.ChaChaKey)
     fold_in: Callable[..., Any] = crypto.fold_in if secure else jax.random.fold_in
@@ -217,8 +217,10 @@ def private_grad(
       Algorithm 1.
     """
     _check_sampling(sampling)
-    check_number("noise_multiplier", noise_multiplier, low=0)
-    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm, chunk_size=chunk_size)
+    check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
+    # The sum over shards is rounded once more than that of each.
+    margin = 1.0 if axis_name is None else rounding_margin(sampling.capacity)
+    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size)
 
     def cost() -> tuple[Array, Array]:
         return rdp.subsampled_gaussian(
@@ -248,7 +250,7 @@ def private_grad(
             key_loss = jax.random.fold_in(key_loss, lax.axis_index(axis_name))
         sums, info = clipped(params, batch, key=key_loss)
         if axis_name is not None:
-            sums, info = lax.psum(sums, axis_name), _gathered(info, axis_name)
+            sums, info = _exact_psum(sums, axis_name), _gathered(info, axis_name)
         stddev = jnp.asarray(noise_multiplier, jnp.float32) * jnp.asarray(l2_clip_norm, jnp.float32)
         noised = add_noise(key_noise, sums, stddev)
         grads = jax.tree.map(
@@ -289,6 +291,13 @@ def _split(key: Any) -> tuple[Any, Key]:
         return key_noise, jax.random.wrap_key_data(crypto.bits(key_loss, (2,), jnp.uint32))
     key_noise, key_loss = jax.random.split(key)
     return key_noise, key_loss
+
+
+def _exact_psum(sums: PyTree, axis_name: str) -> PyTree:
+    """Adds float32 sums over an axis in 64 bits, so that the only rounding is the last."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), sums)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), lax.psum(wide, axis_name))
 
 
 def _gathered(info: ClipInfo, axis_name: str) -> ClipInfo:
@@ -338,9 +347,9 @@ def noised_sums(
       M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
       Algorithm 1.
     """
-    check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True)
-    check_number("noise_multiplier", noise_multiplier, low=0)
-    check_number("expected_batch_size", expected_batch_size, low=0, low_open=True)
+    check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True, scalar=True)
+    check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
+    check_number("expected_batch_size", expected_batch_size, low=0, low_open=True, scalar=True)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, key: Any = None, **_: Any

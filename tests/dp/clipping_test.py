@@ -112,6 +112,33 @@ def test_one_example_never_moves_the_sum_by_more_than_the_bound(scales, bound, s
         assert moved >= min(norm, bound) * (1 - 1e-4) - 1e-37  # and is not needlessly short
 
 
+@pytest.mark.parametrize("top", [1e-36, 1e-20, 1.0, 5e37, 1e38, 1.7e38, 3.4e38])
+@pytest.mark.parametrize("bound", [1.0, 1e-10, 1e-35, 1e10])
+def test_gradients_at_the_ends_of_float32_are_clipped(top, bound):
+    """Where a reciprocal or a norm leaves the range of normal numbers."""
+    g = np.array([[1.0, -0.5, 0.25, 1.0]], np.float32) * np.float32(top)
+    total, info = _linear(jnp.asarray(g), jnp.ones(1, bool), jnp.float32(bound))
+    norm = np.linalg.norm(g.astype(np.float64))
+    moved = np.linalg.norm(np.asarray(total, np.float64))
+    assert moved <= bound
+    if bound > 1e-30:
+        assert moved >= min(norm, bound) * (1 - 1e-4)
+    assert (int(info.nonfinite), bool(info.clipped)) == (0, norm > bound)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 2048])
+def test_rounding_a_long_sum_does_not_break_the_bound(chunk_size):
+    """A float32 sum of 4096 rows of length 1.001 moves by steps of 2^-11."""
+    rows, bound = 4096, 1.001
+    fn = clipped_grad(lambda w, x, key: (w * x, None), l2_clip_norm=bound, chunk_size=chunk_size)
+    x = jnp.asarray(np.random.default_rng(0).uniform(2, 3, rows), jnp.float32)
+    mask = jnp.ones(rows, bool)
+    run = jax.jit(lambda mask: fn(jnp.float32(0), Batch(x, mask))[0])
+    whole = float(run(mask))
+    moved = [whole - float(run(mask.at[i].set(False))) for i in range(0, rows, 97)]
+    assert 0.999 < min(moved) <= max(moved) <= float(np.float32(bound))
+
+
 @jax.jit
 def _linear(g, mask, bound):
     fn = clipped_grad(lambda w, x, key: (w @ x, None), l2_clip_norm=bound)
@@ -172,6 +199,7 @@ def test_the_diagnostics_are_those_of_the_batch():
     [
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=0.0), ValueError, "l2_clip_norm"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=-1.0), ValueError, "l2_clip_norm"),
+        (lambda b: clipped_grad(loss_fn, l2_clip_norm=jnp.ones(2)), ValueError, "scalar"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0, chunk_size=0), ValueError, "chunk_size"),
         (
             lambda b: clipped_grad(lambda p, e, k: 1.0, l2_clip_norm=1.0)(jnp.ones(2), b),

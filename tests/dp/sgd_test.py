@@ -308,6 +308,17 @@ def test_a_step_made_while_tracing_can_be_kept(problem):
     [
         (lambda p, b: MAKE(noise_multiplier=-1.0), ValueError, "noise_multiplier"),
         (lambda p, b: MAKE(l2_clip_norm=0.0), ValueError, "l2_clip_norm"),
+        (lambda p, b: MAKE(l2_clip_norm=np.array([1.0, 100.0])), ValueError, "scalar"),
+        (lambda p, b: MAKE(noise_multiplier=np.ones(2)), ValueError, "scalar"),
+        (lambda p, b: dp.Poisson(np.array([0.5, 0.1]), 8, 16), ValueError, "scalar"),
+        (lambda p, b: dp.add_noise(KEY, p, np.ones(3)), ValueError, "scalar"),
+        (
+            lambda p, b: dp.noised_sums(
+                l2_clip_norm=np.ones(2), noise_multiplier=1.0, expected_batch_size=4
+            ),
+            ValueError,
+            "scalar",
+        ),
         (lambda p, b: MAKE(sampling=0.5), TypeError, "Poisson"),
         (lambda p, b: dp.init_privacy(0.5), TypeError, "Poisson"),
         (lambda p, b: MAKE()(p, b, start(), key=None), ValueError, "key"),
