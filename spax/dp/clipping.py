@@ -119,6 +119,8 @@ def clipped_grad(
             raise ValueError(
                 f"mask must be one bool a row (got shape {mask.shape}, dtype {mask.dtype})"
             )
+        if not jax.tree.leaves(params):
+            raise ValueError(f"params must hold at least one array (got params={params!r})")
         for leaf in jax.tree.leaves(batch.data):
             if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != mask.shape[0]:
                 raise ValueError(

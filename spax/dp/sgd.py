@@ -1,6 +1,7 @@
 """DP-SGD: a private gradient and its receipt from one call."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax import lax
 
 from spax import crypto
 from spax.checks import check_key, check_number, is_concrete
+from spax.crypto.chacha import normal_from_words
 from spax.dp.accounting import rdp
 from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
 from spax.dp.sampling import Batch, Poisson
@@ -102,16 +104,22 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
 
     Guarantees:
       Everything released is (epsilon, delta)-differentially private for adding or removing one
-      unit, as far as the noise is Gaussian: it is drawn in floating point.
+      unit, as far as the noise is Gaussian: it is drawn in floating point, and cut off where
+      `add_noise` says (N numbers drawn in all add ``(1 + e^epsilon) N / 2^63`` to delta).
 
     Raises:
-      ValueError: if a concrete delta is outside (0, 1).
+      ValueError: if delta is not a scalar, or a concrete one is outside (0, 1); on a batch of
+        states.
 
     Example:
       >>> float(epsilon(init_privacy(Poisson(0.1, 30, 100)), 1e-5))
       0.0
     """
-    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True, scalar=True)
+    if privacy.overflow.ndim != 0:
+        raise ValueError(
+            f"epsilon takes one state; vmap over many (got {privacy.overflow.shape} of them)"
+        )
     if is_concrete((delta, privacy)) and not float(privacy.overflow):
         return rdp.epsilon(privacy.spent, delta)
     # Some share of delta is set aside for overflow; the smallest epsilon for which it suffices.
@@ -127,6 +135,11 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
 
 def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
     """Adds independent Gaussian noise to every entry of a pytree.
+
+    With either kind of key it is drawn as `spax.crypto.normal` draws, out to 9.16 standard
+    deviations: N entries are within ``N / 2^63`` in total variation of untruncated ones, which the
+    account neglects. (``jax.random.normal`` ends at 5.42, whose tails weigh more than a small
+    delta.)
 
     Args:
       key: a `jax.random` key, or a `spax.crypto.ChaChaKey`: its type decides which generator;
@@ -150,13 +163,19 @@ def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
     secure = isinstance(key, crypto.ChaChaKey)
     fold_in: Callable[..., Any] = crypto.fold_in if secure else jax.random.fold_in
-    normal: Callable[..., Array] = crypto.normal if secure else jax.random.normal
+    normal: Callable[..., Array] = crypto.normal if secure else _long_tailed_normal
     scale = jnp.asarray(stddev, jnp.float32)
     noised = [
         leaf.astype(jnp.float32) + scale * normal(fold_in(key, i), leaf.shape, jnp.float32)
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, noised)
+
+
+def _long_tailed_normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`spax.crypto.normal`, from the bits of a `jax.random` key."""
+    words = jax.random.bits(key, (2, math.prod(shape)), jnp.uint32)
+    return normal_from_words(words, np.dtype(dtype)).reshape(shape)
 
 
 def private_grad(

@@ -198,6 +198,7 @@ def test_the_diagnostics_are_those_of_the_batch():
     ("call", "error", "message"),
     [
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=0.0), ValueError, "l2_clip_norm"),
+        (lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)({}, b), ValueError, "at least one"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=-1.0), ValueError, "l2_clip_norm"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=jnp.ones(2)), ValueError, "scalar"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0, chunk_size=0), ValueError, "chunk_size"),
@@ -217,7 +218,9 @@ def test_the_diagnostics_are_those_of_the_batch():
             "float32",
         ),
         (
-            lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)(None, Batch(b.data, b.mask[:5])),
+            lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)(
+                jnp.ones(2), Batch(b.data, b.mask[:5])
+            ),
             ValueError,
             "5 rows",
         ),

@@ -93,6 +93,26 @@ def test_the_noise_is_gaussian_and_of_the_promised_size(kind):
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(5000)
 
 
+def test_the_noise_of_a_jax_random_key_has_long_tails(monkeypatch):
+    """jax.random.normal in float32 ends at 5.42, and privacy with it where delta is small."""
+    words = jnp.zeros((2, 3), jnp.uint32).at[0, 1].set(2**31)
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: words)
+    noise = np.sort(dp.add_noise(KEY, jnp.zeros(3), 1.0))
+    np.testing.assert_allclose(noise[[0, 2]], stats.norm.ppf(2.0**-65) * np.array([1, -1]), 1e-5)
+
+
+def test_many_states_are_mapped_over():
+    many = jax.tree.map(lambda v: jnp.stack([v, v]), covering(1e-9))
+    with pytest.raises(ValueError, match="vmap"):
+        dp.epsilon(many, 1e-5)
+    with pytest.raises(ValueError, match="vmap"):
+        rdp.epsilon(many.spent, 1e-5)
+    with pytest.raises(ValueError, match="scalar"):
+        rdp.epsilon(covering(0).spent, jnp.array([1e-5, 1e-6]))
+    found = jax.vmap(dp.epsilon, (0, None))(many, 1e-5)
+    np.testing.assert_allclose(found, dp.epsilon(covering(1e-9), 1e-5), rtol=1e-6)
+
+
 @pytest.mark.parametrize("key", [KEY, SECRET], ids=["jax.random", "ChaCha20"])
 def test_the_same_key_gives_the_same_bits_and_another_other_noise(problem, steps, key):
     params, batch = problem
