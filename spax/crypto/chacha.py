@@ -63,7 +63,8 @@ class ChaChaKey:
     """A 256-bit secret, or an array of them: a frozen pytree that enters functions as argument.
 
     Make one with `fresh_key`. Printing, formatting and errors never show the secret; pickling and
-    copying raise. Arrays of keys, such as `split` returns, can be indexed and unpacked, mapped over
+    copying raise (``dataclasses.asdict``, like any taking apart, does not).
+    Arrays of keys, such as `split` returns, can be indexed and unpacked, mapped over
     by ``vmap`` and scanned over; one key at a time goes into the functions of this module.
 
     Attributes:
@@ -442,11 +443,8 @@ def normal_from_words(words: Array, dtype: np.dtype) -> Array:
     wide = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
     high, low = words
     sign, high = high >> np.uint32(31), high & np.uint32(0x7FFFFFFF)
-    half = np.asarray(2.0**-65, wide)
-    tail = high.astype(wide) * np.asarray(2.0**-32, wide) + (
-        low.astype(wide) * np.asarray(2.0**-64, wide) + half
-    )
-    z = ndtri(tail)
+    unit = wide.type(2.0**-32)
+    z = ndtri(high.astype(wide) * unit + (low.astype(wide) * unit * unit + unit * unit / 2))
     return jnp.where(sign == 1, z, -z).astype(dtype)
 
 
