@@ -44,12 +44,15 @@ def check_number(
     high: float | None = None,
     low_open: bool = False,
     high_open: bool = False,
+    scalar: bool = False,
 ) -> None:
     """Raises unless every concrete entry of ``value`` is a real number in the stated range."""
     if isinstance(value, bool) or not isinstance(
         value, int | float | np.ndarray | np.generic | jax.Array
     ):
         raise TypeError(f"{name} must be a real number or an array of them (got {value!r})")
+    if scalar and np.ndim(value) != 0:
+        raise ValueError(f"{name} must be a scalar (got {name} of shape {np.shape(value)})")
     if not is_concrete(value):
         return
     v = np.asarray(value, np.float64)

@@ -63,7 +63,8 @@ class ChaChaKey:
     """A 256-bit secret, or an array of them: a frozen pytree that enters functions as argument.
 
     Make one with `fresh_key`. Printing, formatting and errors never show the secret; pickling and
-    copying raise. Arrays of keys, such as `split` returns, can be indexed and unpacked, mapped over
+    copying raise (``dataclasses.asdict``, like any taking apart, does not).
+    Arrays of keys, such as `split` returns, can be indexed and unpacked, mapped over
     by ``vmap`` and scanned over; one key at a time goes into the functions of this module.
 
     Attributes:
@@ -356,8 +357,9 @@ def uniform(
 
     Raises:
       TypeError: if ``key`` is not a ChaChaKey.
-      ValueError: on another dtype, an array of keys, concrete ``minval >= maxval``, or a size of
-        2^32 blocks of 64 bytes and more.
+      ValueError: on another dtype, an array of keys, concrete ``minval >= maxval`` or
+        ``maxval - minval`` above the largest number of the type, or a size of 2^32 blocks of 64
+        bytes and more.
 
     Example:
       >>> u = uniform(fresh_key(), (1000,), minval=-1.0)
@@ -379,6 +381,10 @@ def uniform(
         numbers = words >> np.uint64(64 - precision)
     else:
         numbers = _stream(key, _UNIFORM, count) >> np.uint32(32 - precision)
+    if is_concrete((minval, maxval)):
+        width = np.asarray(maxval, np.float64) - np.asarray(minval, np.float64)
+        if not np.all(width <= float(jnp.finfo(dtype).max)):
+            raise ValueError(f"maxval - minval must be finite in {dtype} (got {width.max():g})")
     unit = (numbers.astype(dtype) * jnp.asarray(2.0**-precision, dtype)).reshape(shape)
     low, high = (jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in (minval, maxval))
     # Rounding may reach maxval, which is excluded.
@@ -428,15 +434,18 @@ def normal(key: ChaChaKey, shape: Sequence[int] = (), dtype: Any = float) -> Arr
     """
     dtype = _floating(dtype)
     shape = _shape(shape)
+    words = _stream(key, _NORMAL, 2 * math.prod(shape)).reshape(2, -1)
+    return normal_from_words(words, dtype).reshape(shape)
+
+
+def normal_from_words(words: Array, dtype: np.dtype) -> Array:
+    """Standard normal numbers ``[N]`` from uniform uint32 ``[2, N]``: see `normal`."""
     wide = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
-    high, low = _stream(key, _NORMAL, 2 * math.prod(shape)).reshape(2, -1)
+    high, low = words
     sign, high = high >> np.uint32(31), high & np.uint32(0x7FFFFFFF)
-    half = np.asarray(2.0**-65, wide)
-    tail = high.astype(wide) * np.asarray(2.0**-32, wide) + (
-        low.astype(wide) * np.asarray(2.0**-64, wide) + half
-    )
-    z = ndtri(tail)
-    return jnp.where(sign == 1, z, -z).astype(dtype).reshape(shape)
+    unit = wide.type(2.0**-32)
+    z = ndtri(high.astype(wide) * unit + (low.astype(wide) * unit * unit + unit * unit / 2))
+    return jnp.where(sign == 1, z, -z).astype(dtype)
 
 
 def _stream(key: ChaChaKey, purpose: int, count: int) -> Array:

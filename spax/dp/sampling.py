@@ -55,7 +55,7 @@ class Poisson:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        check_number("rate", self.rate, low=0, high=1, low_open=True)
+        check_number("rate", self.rate, low=0, high=1, low_open=True, scalar=True)
         check_count("capacity", self.capacity)
         check_count("num_records", self.num_records)
 

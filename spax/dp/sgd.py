@@ -1,6 +1,7 @@
 """DP-SGD: a private gradient and its receipt from one call."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from jax import lax
 
 from spax import crypto
 from spax.checks import check_key, check_number, is_concrete
+from spax.crypto.chacha import normal_from_words
 from spax.dp.accounting import rdp
-from spax.dp.clipping import ClipInfo, clipped_grad
+from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
 from spax.dp.sampling import Batch, Poisson
 from spax.typing import Array, Key, Number, PyTree
 
@@ -102,16 +104,22 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
 
     Guarantees:
       Everything released is (epsilon, delta)-differentially private for adding or removing one
-      unit, as far as the noise is Gaussian: it is drawn in floating point.
+      unit, as far as the noise is Gaussian: it is drawn in floating point, and cut off where
+      `add_noise` says (N numbers drawn in all add ``(1 + e^epsilon) N / 2^63`` to delta).
 
     Raises:
-      ValueError: if a concrete delta is outside (0, 1).
+      ValueError: if delta is not a scalar, or a concrete one is outside (0, 1); on a batch of
+        states.
 
     Example:
       >>> float(epsilon(init_privacy(Poisson(0.1, 30, 100)), 1e-5))
       0.0
     """
-    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True, scalar=True)
+    if privacy.overflow.ndim != 0:
+        raise ValueError(
+            f"epsilon takes one state; vmap over many (got {privacy.overflow.shape} of them)"
+        )
     if is_concrete((delta, privacy)) and not float(privacy.overflow):
         return rdp.epsilon(privacy.spent, delta)
     # Some share of delta is set aside for overflow; the smallest epsilon for which it suffices.
@@ -127,6 +135,11 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
 
 def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
     """Adds independent Gaussian noise to every entry of a pytree.
+
+    With either kind of key it is drawn as `spax.crypto.normal` draws, out to 9.16 standard
+    deviations: N entries are within ``N / 2^63`` in total variation of untruncated ones, which the
+    account neglects. (``jax.random.normal`` ends at 5.42, whose tails weigh more than a small
+    delta.)
 
     Args:
       key: a `jax.random` key, or a `spax.crypto.ChaChaKey`: its type decides which generator;
@@ -146,17 +159,23 @@ def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
       (3,)
     """
     check_key(key, "adding noise")
-    check_number("stddev", stddev, low=0)
+    check_number("stddev", stddev, low=0, scalar=True)
     leaves, treedef = jax.tree.flatten(tree)
     secure = isinstance(key, crypto.ChaChaKey)
     fold_in: Callable[..., Any] = crypto.fold_in if secure else jax.random.fold_in
-    normal: Callable[..., Array] = crypto.normal if secure else jax.random.normal
+    normal: Callable[..., Array] = crypto.normal if secure else _long_tailed_normal
     scale = jnp.asarray(stddev, jnp.float32)
     noised = [
         leaf.astype(jnp.float32) + scale * normal(fold_in(key, i), leaf.shape, jnp.float32)
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, noised)
+
+
+def _long_tailed_normal(key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`spax.crypto.normal`, from the bits of a `jax.random` key."""
+    words = jax.random.bits(key, (2, math.prod(shape)), jnp.uint32)
+    return normal_from_words(words, np.dtype(dtype)).reshape(shape)
 
 
 def private_grad(
@@ -217,8 +236,10 @@ def private_grad(
       Algorithm 1.
     """
     _check_sampling(sampling)
-    check_number("noise_multiplier", noise_multiplier, low=0)
-    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm, chunk_size=chunk_size)
+    check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
+    # The sum over shards is rounded once more than that of each.
+    margin = 1.0 if axis_name is None else rounding_margin(sampling.capacity)
+    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size)
 
     def cost() -> tuple[Array, Array]:
         return rdp.subsampled_gaussian(
@@ -248,7 +269,7 @@ def private_grad(
             key_loss = jax.random.fold_in(key_loss, lax.axis_index(axis_name))
         sums, info = clipped(params, batch, key=key_loss)
         if axis_name is not None:
-            sums, info = lax.psum(sums, axis_name), _gathered(info, axis_name)
+            sums, info = _exact_psum(sums, axis_name), _gathered(info, axis_name)
         stddev = jnp.asarray(noise_multiplier, jnp.float32) * jnp.asarray(l2_clip_norm, jnp.float32)
         noised = add_noise(key_noise, sums, stddev)
         grads = jax.tree.map(
@@ -289,6 +310,13 @@ def _split(key: Any) -> tuple[Any, Key]:
         return key_noise, jax.random.wrap_key_data(crypto.bits(key_loss, (2,), jnp.uint32))
     key_noise, key_loss = jax.random.split(key)
     return key_noise, key_loss
+
+
+def _exact_psum(sums: PyTree, axis_name: str) -> PyTree:
+    """Adds float32 sums over an axis in 64 bits, so that the only rounding is the last."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), sums)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), lax.psum(wide, axis_name))
 
 
 def _gathered(info: ClipInfo, axis_name: str) -> ClipInfo:
@@ -338,9 +366,9 @@ def noised_sums(
       M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
       Algorithm 1.
     """
-    check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True)
-    check_number("noise_multiplier", noise_multiplier, low=0)
-    check_number("expected_batch_size", expected_batch_size, low=0, low_open=True)
+    check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True, scalar=True)
+    check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
+    check_number("expected_batch_size", expected_batch_size, low=0, low_open=True, scalar=True)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, key: Any = None, **_: Any

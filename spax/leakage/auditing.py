@@ -95,14 +95,14 @@ def tpr_bound(fpr: npt.ArrayLike, epsilon: npt.ArrayLike, delta: npt.ArrayLike) 
 
 
 def epsilon_lower_bound(
-    true_positives: int,
-    members: int,
-    false_positives: int,
-    nonmembers: int,
+    true_positives: npt.ArrayLike,
+    members: npt.ArrayLike,
+    false_positives: npt.ArrayLike,
+    nonmembers: npt.ArrayLike,
     *,
-    delta: float,
+    delta: npt.ArrayLike,
     confidence: float = 0.95,
-) -> float:
+) -> Any:
     """The epsilon that an attack refutes: no smaller one agrees with its success.
 
     ``max(log((TPR - delta) / FPR), log((1 - FPR - delta) / (1 - TPR)), 0)``, at the lower
@@ -117,7 +117,7 @@ def epsilon_lower_bound(
       confidence: in (0, 1).
 
     Returns:
-      epsilon, >= 0.
+      epsilon, >= 0: float64, of the common shape.
 
     Guarantees:
       For independent trials (each a training of its own) and an attack whose threshold was fixed
@@ -130,17 +130,18 @@ def epsilon_lower_bound(
         outside (0, 1).
 
     Example:
-      >>> round(epsilon_lower_bound(1000, 1000, 0, 1000, delta=1e-5), 4)
+      >>> round(float(epsilon_lower_bound(1000, 1000, 0, 1000, delta=1e-5)), 4)
       5.6006
 
     References:
       M. Jagielski, J. Ullman, A. Oprea, Auditing differentially private machine learning: how
       private is private SGD?, 2020, arXiv:2006.07709 (here with both lines of the trade-off).
     """
+    delta = np.asarray(delta, np.float64)
     check_number("delta", delta, low=0, high=1)
     tpr, _ = binomial_interval(true_positives, members, confidence)
     _, fpr = binomial_interval(false_positives, nonmembers, confidence)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.log(np.maximum(tpr - delta, 0)) - np.log(fpr)
         cleared = np.log(np.maximum(1 - fpr - delta, 0)) - np.log(1 - tpr)
-    return float(max(found, cleared, 0.0))
+    return np.fmax(np.fmax(found, cleared), 0.0)[()]

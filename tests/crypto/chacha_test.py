@@ -205,6 +205,11 @@ def test_uniform_never_rounds_up_to_maxval(dtype):
     assert bool(jnp.all((drawn >= low) & (drawn < high)))
 
 
+def test_uniform_refuses_a_range_that_overflows():
+    with pytest.raises(ValueError, match="finite"):
+        uniform(key_of(0), (4,), minval=-3e38, maxval=3e38)
+
+
 def test_uniform_takes_arrays_of_ends():
     low = jnp.array([[0.0], [10.0]])
     drawn = uniform(key_of(5), (2, N // 2), minval=low, maxval=low + 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from spax.dp import Batch, clipped_grad
 
@@ -63,6 +64,21 @@ def test_chunks_do_not_change_the_sum(problem, chunk_size):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_every_shard_clips_its_own_rows(chunk_size, check_vma):
+    """Row i of one shard must not be added to row i of another before it is clipped."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.zeros((12, 3)).at[0].set(jnp.array([1.0, 0, 0])).at[3].set(jnp.array([-2.0, 0, 0]))
+    fn = clipped_grad(lambda w, x, key: (w @ x, None), l2_clip_norm=1.0, chunk_size=chunk_size)
+    local = jax.shard_map(
+        lambda w, batch: fn(w, batch)[0][None],
+        mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"), check_vma=check_vma,
+    )  # fmt: skip
+    sums = jax.jit(local)(jnp.zeros(3), Batch(x, jnp.ones(12, bool)))
+    np.testing.assert_allclose(sums[:, 0], [1, -1, 0, 0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("chunk_size", [None, 3])
 def test_an_examples_draws_do_not_depend_on_chunks_or_neighbours(chunk_size):
     def drawn(w, x, key):
@@ -94,6 +110,33 @@ def test_one_example_never_moves_the_sum_by_more_than_the_bound(scales, bound, s
         assert moved <= float(np.float32(bound))
         norm = np.sqrt((g[i].astype(np.float64) ** 2).sum())
         assert moved >= min(norm, bound) * (1 - 1e-4) - 1e-37  # and is not needlessly short
+
+
+@pytest.mark.parametrize("top", [1e-36, 1e-20, 1.0, 5e37, 1e38, 1.7e38, 3.4e38])
+@pytest.mark.parametrize("bound", [1.0, 1e-10, 1e-35, 1e10])
+def test_gradients_at_the_ends_of_float32_are_clipped(top, bound):
+    """Where a reciprocal or a norm leaves the range of normal numbers."""
+    g = np.array([[1.0, -0.5, 0.25, 1.0]], np.float32) * np.float32(top)
+    total, info = _linear(jnp.asarray(g), jnp.ones(1, bool), jnp.float32(bound))
+    norm = np.linalg.norm(g.astype(np.float64))
+    moved = np.linalg.norm(np.asarray(total, np.float64))
+    assert moved <= bound
+    if bound > 1e-30:
+        assert moved >= min(norm, bound) * (1 - 1e-4)
+    assert (int(info.nonfinite), bool(info.clipped)) == (0, norm > bound)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 2048])
+def test_rounding_a_long_sum_does_not_break_the_bound(chunk_size):
+    """A float32 sum of 4096 rows of length 1.001 moves by steps of 2^-11."""
+    rows, bound = 4096, 1.001
+    fn = clipped_grad(lambda w, x, key: (w * x, None), l2_clip_norm=bound, chunk_size=chunk_size)
+    x = jnp.asarray(np.random.default_rng(0).uniform(2, 3, rows), jnp.float32)
+    mask = jnp.ones(rows, bool)
+    run = jax.jit(lambda mask: fn(jnp.float32(0), Batch(x, mask))[0])
+    whole = float(run(mask))
+    moved = [whole - float(run(mask.at[i].set(False))) for i in range(0, rows, 97)]
+    assert 0.999 < min(moved) <= max(moved) <= float(np.float32(bound))
 
 
 @jax.jit
@@ -155,7 +198,9 @@ def test_the_diagnostics_are_those_of_the_batch():
     ("call", "error", "message"),
     [
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=0.0), ValueError, "l2_clip_norm"),
+        (lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)({}, b), ValueError, "at least one"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=-1.0), ValueError, "l2_clip_norm"),
+        (lambda b: clipped_grad(loss_fn, l2_clip_norm=jnp.ones(2)), ValueError, "scalar"),
         (lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0, chunk_size=0), ValueError, "chunk_size"),
         (
             lambda b: clipped_grad(lambda p, e, k: 1.0, l2_clip_norm=1.0)(jnp.ones(2), b),
@@ -173,7 +218,9 @@ def test_the_diagnostics_are_those_of_the_batch():
             "float32",
         ),
         (
-            lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)(None, Batch(b.data, b.mask[:5])),
+            lambda b: clipped_grad(loss_fn, l2_clip_norm=1.0)(
+                jnp.ones(2), Batch(b.data, b.mask[:5])
+            ),
             ValueError,
             "5 rows",
         ),

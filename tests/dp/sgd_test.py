@@ -93,6 +93,26 @@ def test_the_noise_is_gaussian_and_of_the_promised_size(kind):
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(5000)
 
 
+def test_the_noise_of_a_jax_random_key_has_long_tails(monkeypatch):
+    """jax.random.normal in float32 ends at 5.42, and privacy with it where delta is small."""
+    words = jnp.zeros((2, 3), jnp.uint32).at[0, 1].set(2**31)
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: words)
+    noise = np.sort(dp.add_noise(KEY, jnp.zeros(3), 1.0))
+    np.testing.assert_allclose(noise[[0, 2]], stats.norm.ppf(2.0**-65) * np.array([1, -1]), 1e-5)
+
+
+def test_many_states_are_mapped_over():
+    many = jax.tree.map(lambda v: jnp.stack([v, v]), covering(1e-9))
+    with pytest.raises(ValueError, match="vmap"):
+        dp.epsilon(many, 1e-5)
+    with pytest.raises(ValueError, match="vmap"):
+        rdp.epsilon(many.spent, 1e-5)
+    with pytest.raises(ValueError, match="scalar"):
+        rdp.epsilon(covering(0).spent, jnp.array([1e-5, 1e-6]))
+    found = jax.vmap(dp.epsilon, (0, None))(many, 1e-5)
+    np.testing.assert_allclose(found, dp.epsilon(covering(1e-9), 1e-5), rtol=1e-6)
+
+
 @pytest.mark.parametrize("key", [KEY, SECRET], ids=["jax.random", "ChaCha20"])
 def test_the_same_key_gives_the_same_bits_and_another_other_noise(problem, steps, key):
     params, batch = problem
@@ -228,24 +248,45 @@ def test_the_noise_multiplier_may_be_traced(problem, steps):
     assert np.isinf(one(jnp.float32(0))[1])
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("noise", [0.0, SIGMA])
-def test_sharded_equals_unsharded_with_the_noise_added_once(problem, steps, noise):
+def test_sharded_equals_unsharded_with_the_noise_added_once(
+    problem, steps, noise, chunk_size, check_vma
+):
     params, batch = problem
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    step = dp.private_grad(
-        loss_fn, l2_clip_norm=C, noise_multiplier=noise, sampling=SAMPLING, axis_name="data"
-    )
+    step = MAKE(noise_multiplier=noise, chunk_size=chunk_size, axis_name="data")
 
     def local(params, batch, privacy):
         return step(params, batch, privacy, key=KEY)
 
     specs = (P(), P("data"), P())
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
     out, privacy = jax.jit(sharded)(params, batch, start())
     alone, alone_privacy = steps[noise](params, batch, start(), key=KEY)
     np.testing.assert_allclose(flat(out.grads), flat(alone.grads), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(flat(out.diagnostics), flat(alone.diagnostics), rtol=1e-6)
     np.testing.assert_array_equal(flat(privacy), flat(alone_privacy))
+
+
+def test_sharded_with_a_secret_key_and_over_a_vmapped_axis(problem, steps):
+    params, batch = problem
+    step = MAKE(noise_multiplier=SIGMA, axis_name="data")
+    alone, _ = steps[SIGMA](params, batch, start(), key=SECRET)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(params, batch, privacy, key):
+        return step(params, batch, privacy, key=key)[0].grads
+
+    specs = (P(), P("data"), P(), P())
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
+    found = jax.jit(sharded)(params, batch, start(), SECRET)
+    np.testing.assert_allclose(flat(found), flat(alone.grads), rtol=1e-5, atol=1e-7)
+    rows = jax.tree.map(lambda v: v.reshape(4, 2, *v.shape[1:]), batch)
+    lanes = jax.vmap(local, (None, 0, None, None), axis_name="data")
+    found = jax.tree.map(lambda v: v[3], lanes(params, rows, start(), SECRET))
+    np.testing.assert_allclose(flat(found), flat(alone.grads), rtol=1e-5, atol=1e-7)
 
 
 def test_low_precision_parameters_get_gradients_of_their_type(problem, steps):
@@ -287,6 +328,17 @@ def test_a_step_made_while_tracing_can_be_kept(problem):
     [
         (lambda p, b: MAKE(noise_multiplier=-1.0), ValueError, "noise_multiplier"),
         (lambda p, b: MAKE(l2_clip_norm=0.0), ValueError, "l2_clip_norm"),
+        (lambda p, b: MAKE(l2_clip_norm=np.array([1.0, 100.0])), ValueError, "scalar"),
+        (lambda p, b: MAKE(noise_multiplier=np.ones(2)), ValueError, "scalar"),
+        (lambda p, b: dp.Poisson(np.array([0.5, 0.1]), 8, 16), ValueError, "scalar"),
+        (lambda p, b: dp.add_noise(KEY, p, np.ones(3)), ValueError, "scalar"),
+        (
+            lambda p, b: dp.noised_sums(
+                l2_clip_norm=np.ones(2), noise_multiplier=1.0, expected_batch_size=4
+            ),
+            ValueError,
+            "scalar",
+        ),
         (lambda p, b: MAKE(sampling=0.5), TypeError, "Poisson"),
         (lambda p, b: dp.init_privacy(0.5), TypeError, "Poisson"),
         (lambda p, b: MAKE()(p, b, start(), key=None), ValueError, "key"),

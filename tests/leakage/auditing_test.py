@@ -129,3 +129,11 @@ def test_what_the_bounds_allow_refutes_nothing():
 def test_bad_privacy_parameters_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_lower_bound_broadcasts():
+    hits, delta = np.array([500, 900, 1000]), np.array([1e-5, 1e-2])[:, None]
+    found = leakage.epsilon_lower_bound(hits, 1000, 10, 1000, delta=delta)
+    for i, j in np.ndindex(2, 3):
+        alone = leakage.epsilon_lower_bound(int(hits[j]), 1000, 10, 1000, delta=float(delta[i, 0]))
+        assert found[i, j] == pytest.approx(alone)

@@ -288,7 +288,7 @@ def update(
       state: what was spent before.
       noise_multiplier: noise standard deviation over l2 sensitivity, >= 0.
       sampling_rate: probability with which each unit takes part in a release, in [0, 1].
-      steps: number of releases, >= 0; may be traced.
+      steps: number of releases, a whole number >= 0; may be traced, and is then rounded up.
 
     Returns:
       ``(cost, state)``: the cost of all of them, a pair as of `subsampled_gaussian`, and the
@@ -307,11 +307,13 @@ def update(
       one order add up). M. Abadi et al., Deep learning with differential privacy, 2016,
       arXiv:1607.00133, Theorem 2 (the moments accountant).
     """
-    check_number("steps", steps, low=0)
+    check_number("steps", steps, low=0, scalar=True)
+    if is_concrete(steps) and float(steps) != np.floor(float(steps)):
+        raise ValueError(f"steps must be a whole number (got steps={float(steps):g})")
     high, low = subsampled_gaussian(noise_multiplier=noise_multiplier, sampling_rate=sampling_rate)
     with jax.enable_x64(True):
         once = high.astype(jnp.float64) + low.astype(jnp.float64)
-        count = jnp.asarray(steps, jnp.float64)
+        count = jnp.ceil(jnp.asarray(steps, jnp.float64))
         cost = _split(jnp.where(count > 0, once * jnp.maximum(count, 0), 0.0))
     return cost, add(state, cost)
 
@@ -343,7 +345,7 @@ def epsilon(state: RdpState, delta: Number) -> Array:
       C. Canonne, G. Kamath, T. Steinke, The discrete Gaussian for differential privacy, 2020,
       arXiv:2004.00010, Proposition 12.
     """
-    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True)
+    check_number("delta", delta, low=0, high=1, low_open=True, high_open=True, scalar=True)
     with jax.enable_x64(True):
         spent, a = _spent(state), jnp.asarray(ORDERS)
         log_delta = jnp.log(jnp.asarray(delta, jnp.float64))
@@ -377,7 +379,7 @@ def delta(state: RdpState, epsilon: Number) -> Array:
       C. Canonne, G. Kamath, T. Steinke, The discrete Gaussian for differential privacy, 2020,
       arXiv:2004.00010, Proposition 12.
     """
-    check_number("epsilon", epsilon, low=0)
+    check_number("epsilon", epsilon, low=0, scalar=True)
     with jax.enable_x64(True):
         spent, a = _spent(state), jnp.asarray(ORDERS)
         budget = jnp.asarray(epsilon, jnp.float64)
@@ -390,6 +392,9 @@ def delta(state: RdpState, epsilon: Number) -> Array:
 def _spent(state: RdpState) -> Array:
     """The divergences, infinite where they are none: what is damaged must not look like nothing."""
     joined = _joined(state)
+    if joined.shape != ORDERS.shape:
+        # The smallest epsilon of many states would be below that of most of them.
+        raise ValueError(f"one state at a time; vmap over many (got shape {joined.shape})")
     return jnp.where(joined >= 0, joined, jnp.inf)
 
 

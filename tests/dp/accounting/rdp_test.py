@@ -243,3 +243,11 @@ def test_a_damaged_state_looks_like_nothing_spent_to_nobody(damage):
     broken = dataclasses.replace(state, total=damage * state.total)
     assert float(rdp.epsilon(broken, 1e-5)) == np.inf
     assert float(rdp.delta(broken, 5.0)) == 1
+
+
+def test_steps_are_whole():
+    with pytest.raises(ValueError, match="whole"):
+        rdp.update(rdp.init(), noise_multiplier=1.0, steps=0.5)
+    traced = jax.jit(lambda n: rdp.update(rdp.init(), noise_multiplier=1.0, steps=n)[1])
+    one = rdp.update(rdp.init(), noise_multiplier=1.0, steps=1)[1]
+    np.testing.assert_allclose(traced(0.5).total, one.total, rtol=1e-6)
