@@ -93,7 +93,7 @@ def project(delta: Array, x: Array, eps: Number, norm: str, bounds: Bounds) -> A
     For linf, l1 and l0 this is the exact Euclidean projection on ball-and-box (for l1 by
     bisection on the multiplier and one exact solve of its final linear piece; exact up to the
     rounding of the multiplier, measured from 0 or from the largest entry, whichever is nearer:
-    where entries are millions of times their room, those in between share it unevenly). For l2 the
+    where entries are thousands of times their room, those in between share it unevenly). For l2 the
     perturbation is scaled to the ball and then clipped to the box: the result is feasible, but
     not the nearest feasible point.
 

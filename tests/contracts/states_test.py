@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from spax import evasion
 from spax.crypto import ChaChaKey, fold_in
 from tests.contracts.cases import QUICK, STATES
 
@@ -22,7 +23,12 @@ SECRET = ChaChaKey(jnp.arange(8, dtype=jnp.uint32))
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(case, id=f"{name}-{i}")
+        pytest.param(
+            case,
+            id=f"{name}-{i}",
+            # The states of attacks compile for long.
+            marks=pytest.mark.slow if hasattr(evasion, name) else (),
+        )
         for name, cases in STATES.items()
         for i, case in enumerate(cases)
     ],

@@ -9,6 +9,8 @@ from spax.evasion import audio_cw, distortion_db
 from spax.losses import cross_entropy, ctc, decodes_to, hits
 from spax.typing import Stochastic
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 KEY = jax.random.key(0)
 FRAMES, SYMBOLS = 6, 3
 
@@ -176,7 +178,6 @@ def test_the_ctc_loss_is_the_sum_over_all_alignments():
     np.testing.assert_allclose(ctc(logits, y)[0], -np.log(total), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_spoken_digits_are_transcribed_as_others(spax_data):
     from benchmarks import spoken_digits
     from benchmarks.figures import audio

@@ -14,6 +14,8 @@ from spax.losses import cross_entropy, dlr, margin, misclassified
 from spax.typing import Stochastic
 from tests.contracts.cases import QUICK
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 KEY = jax.random.key(0)
 EPS = 0.1
 SETTINGS = {"steps": 10, "queries": 30, "n_targets": 2, "return_info": True}
@@ -195,7 +197,6 @@ def test_bad_labels_and_too_few_classes_are_refused(linear):
         autoattack(lambda x: x[:, :1], x, y, key=KEY, eps=0.1)
 
 
-@pytest.mark.slow
 def test_on_mnist_it_is_no_weaker_than_any_member(spax_data):
     from benchmarks import victim
 

@@ -9,7 +9,7 @@ from spax.evasion import boundary, hop_skip_jump
 from spax.losses import misclassified
 from spax.norms import norm as norm_of
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 BOUNDS = (-1.0, 2.0)  # far from the digits, so that distances have a closed form

@@ -10,7 +10,7 @@ from spax.gradients import eot
 from spax.losses import hits, margin
 from spax.norms import norm
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 dim = lambda x, key: x * jax.random.uniform(key, (), x.dtype, 0.8, 1.0)  # noqa: E731

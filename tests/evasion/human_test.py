@@ -16,7 +16,7 @@ from spax.evasion.imaging import gaussian_blur
 from spax.typing import Stochastic
 from tests.evasion import ridge
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 EVEN, ODD = (0, 2, 4, 6, 8), (1, 3, 5, 7, 9)

@@ -11,7 +11,7 @@ from spax.losses import margin
 from spax.typing import Stochastic
 from tests.evasion import ridge
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 SQUARE = jnp.ones((8, 8))

@@ -12,7 +12,7 @@ from spax.evasion.imaging import affine_source, bilinear, gaussian_blur, perspec
 from spax.typing import Stochastic
 from tests.evasion import ridge
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

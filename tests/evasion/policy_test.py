@@ -11,6 +11,8 @@ from spax.evasion import attacked_rollout, dqn, fgsm, induced_observation, polic
 from spax.typing import Stochastic
 from tests.evasion.environments import CATCH, CATCH_STEPS, COLUMNS, ROWS
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 KEY = jax.random.key(0)
 
 
@@ -327,7 +329,6 @@ def catch_policies():
     return policy.trained(CATCH, (0, 1))
 
 
-@pytest.mark.slow
 def test_attacks_cost_a_trained_policy_its_return_and_noise_does_not(catch_policies):
     from benchmarks.figures import policy
 
@@ -340,7 +341,6 @@ def test_attacks_cost_a_trained_policy_its_return_and_noise_does_not(catch_polic
     assert found["linf"] <= found["transfer"]
 
 
-@pytest.mark.slow
 def test_inducing_actions_while_it_learns_costs_return_under_attack():
     from benchmarks.figures import policy
 

@@ -13,6 +13,8 @@ from spax.evasion import binary_saliency, carlini_wagner, ead, jsma
 from spax.losses import hits, misclassified
 from tests.contracts.cases import QUICK
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 COUNT = 24
 
 

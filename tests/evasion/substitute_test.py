@@ -10,6 +10,8 @@ import scipy.stats
 from spax.evasion import fgsm, jacobian_augment, reservoir_sample, substitute
 from spax.losses import misclassified
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 KEY = jax.random.key(0)
 
 

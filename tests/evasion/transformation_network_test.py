@@ -11,6 +11,8 @@ from spax.evasion import aae, atn, atn_loss, p_atn, rerank
 from spax.typing import Stochastic
 from tests.evasion import ridge
 
+pytestmark = pytest.mark.slow  # compiles for long
+
 KEY = jax.random.key(0)
 PROBS = jax.nn.softmax(jax.random.normal(KEY, (6, 5)), axis=1)
 

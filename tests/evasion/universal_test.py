@@ -11,7 +11,7 @@ from spax.losses import margin
 from spax.typing import Stochastic
 from tests.evasion import ridge
 
-pytestmark = pytest.mark.usefixtures("strict")
+pytestmark = [pytest.mark.usefixtures("strict"), pytest.mark.slow]
 
 KEY = jax.random.key(0)
 W = jnp.asarray(np.random.default_rng(2).normal(size=(6, 2)), jnp.float32)
