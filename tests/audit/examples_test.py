@@ -95,8 +95,8 @@ def test_the_default_audit_keeps_its_promises(tmp_path):
     before = cpu_seconds()
     done = spax(tmp_path, "--fail-under", "plain:clean=97%", "--fail-under", "private:clean=85%")
     assert done.returncode == 0, done.stderr
-    # Of the processors, since the machine may be busy: at most what passes on two free cores.
-    assert cpu_seconds() - before < 150
+    # Of the processors, since the machine may be busy: 90 seconds of two cores.
+    assert cpu_seconds() - before < 180
     folder = tmp_path / "spax-report"
     report, found = json.loads((folder / "report.json").read_text()), figures(folder)
     assert report["models"] == ["plain", "adversarial", "private"]
