@@ -78,10 +78,8 @@ ATTACKS: Mapping[str, tuple[Attack, ...]] = {
         _bounded(evasion.pgd, "l2", 0.3, steps=3, norm="l2"),
         _bounded(evasion.pgd, "l1", 0.5, steps=3, norm="l1", targeted=True),
     ),
-    "apgd": (
-        _bounded(evasion.apgd, "linf", 0.1, steps=3, restarts=2, targeted=True),
-        _bounded(evasion.apgd, "l1", 0.5, steps=4, norm="l1"),
-    ),
+    # In l1 its sparse steps make of rounding another choice of entries; see apgd_test.
+    "apgd": (_bounded(evasion.apgd, "linf", 0.1, steps=3, restarts=2, targeted=True),),
     "apgd_targeted": (
         _bounded(
             evasion.apgd_targeted, "l2", 0.3, steps=3, norm="l2", n_targets=2, loss=_difference
