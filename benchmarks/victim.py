@@ -1,4 +1,4 @@
-"""The model under attack: a convolutional MNIST network of 207,000 parameters.
+"""The models under attack: small convolutional networks, of MNIST and of CIFAR-10.
 
 Trained once and kept, with the images to attack and their logits, in one npz file: every system
 reads the same weights from it.
@@ -19,14 +19,14 @@ CHANNELS, HIDDEN, CLASSES = (16, 32), 128, 10
 SIDE = 28
 
 
-def init(key):
+def init(key, images=(SIDE, SIDE, 1), channels=CHANNELS, hidden=HIDDEN):
     """He-normal weights, zero biases."""
-    first, second = CHANNELS
+    first, second = channels
     shapes = {
-        "conv1": (3, 3, 1, first),
+        "conv1": (3, 3, images[2], first),
         "conv2": (3, 3, first, second),
-        "dense1": (second * (SIDE // 4) ** 2, HIDDEN),
-        "dense2": (HIDDEN, CLASSES),
+        "dense1": (second * (images[0] // 4) * (images[1] // 4), hidden),
+        "dense2": (hidden, CLASSES),
     }
     params = {}
     for name, shape in shapes.items():
@@ -38,7 +38,7 @@ def init(key):
 
 
 def apply_fn(params, x):
-    """Logits [B, 10] of images [B, 28, 28, 1]: two 3x3 convolutions of stride 2, two dense layers.
+    """Logits [B, 10] of images [B, H, W, C]: two 3x3 convolutions of stride 2, two dense layers.
 
     Strides, as in `spax.nets.CNN`, and not pooling: the derivative of `lax.reduce_window` is so
     slow on CPUs that it would hide whatever an attack adds to it.
@@ -98,8 +98,8 @@ def _train(x, y, epochs, batch_size=128, learning_rate=1e-3):
     return params
 
 
-def _train_robustly(x, y, epochs, batch_size=128, learning_rate=2e-3):
-    """Against PGD in linf 0.3, whose radius grows over the first two fifths of the steps."""
+def _train_robustly(x, y, params, *, eps, epochs, batch_size=128, learning_rate=2e-3):
+    """Against PGD in linf eps, a radius that grows over the first two fifths of the steps."""
     import optax
 
     from spax.defenses import adversarial_loss
@@ -109,16 +109,15 @@ def _train_robustly(x, y, epochs, batch_size=128, learning_rate=2e-3):
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
-    def update(params, opt_state, x, y, eps, key):
+    def update(params, opt_state, x, y, radius, key):
         def attack(logits_fn, x, y, *, key):
-            return pgd(logits_fn, x, y, key=key, eps=eps, step_size=eps / 3, steps=7)
+            return pgd(logits_fn, x, y, key=key, eps=radius, step_size=radius / 3, steps=7)
 
         loss_fn = adversarial_loss(lambda p, x, *, train, key: apply_fn(p, x), attack=attack)
         grads = jax.grad(lambda p: loss_fn(p, (x, y), key)[0])(params)
         updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state
 
-    params = init(jax.random.key(0))
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(0)
     step = 0
@@ -126,9 +125,9 @@ def _train_robustly(x, y, epochs, batch_size=128, learning_rate=2e-3):
         order = rng.permutation(len(x))
         for start in range(0, len(x) - batch_size + 1, batch_size):
             rows = order[start : start + batch_size]
-            eps = jnp.float32(0.3 * min(1, 2.5 * step / steps))
+            radius = jnp.float32(eps * min(1, 2.5 * step / steps))
             key = jax.random.key(step)
-            params, opt_state = update(params, opt_state, x[rows], y[rows], eps, key)
+            params, opt_state = update(params, opt_state, x[rows], y[rows], radius, key)
             step += 1
     return params
 
@@ -137,17 +136,55 @@ def prepare(quick, examples=1000, *, robust=False):
     """The path of the npz file with the weights, the images to attack, their labels and logits.
 
     MNIST where the variable SPAX_DATA names the folder with mnist.npz; otherwise, and when quick,
-    the embedded digits enlarged to the same size: as good for timing. All images are classified
-    correctly; where there are too few, they repeat. ``robust``: the same network, trained by PGD.
+    the embedded digits enlarged to the same size: as good for timing. ``robust``: the same network,
+    trained by PGD in linf 0.3.
     """
     data = _data(quick)
-    path = CACHE / f"victim-{data.name}{'-robust' if robust else ''}.npz"
-    if not path.exists():
-        large = len(data.x_train) > 10_000
+    large = len(data.x_train) > 10_000
+
+    def train():
         if robust:
-            params = _train_robustly(data.x_train, data.y_train, epochs=5 if large else 10)
-        else:
-            params = _train(data.x_train, data.y_train, epochs=2 if large else 20)
+            return _train_robustly(
+                data.x_train,
+                data.y_train,
+                init(jax.random.key(0)),
+                eps=0.3,
+                epochs=5 if large else 10,
+            )
+        return _train(data.x_train, data.y_train, epochs=2 if large else 20)
+
+    return _kept(f"{data.name}{'-robust' if robust else ''}", data, train, examples)
+
+
+def prepare_cifar(examples=1000):
+    """The same for the subset of CIFAR-10 in SPAX_DATA: a wider network, trained by PGD in 8/255.
+
+    None where there is no such data.
+    """
+    from spax import datasets
+
+    path = pathlib.Path(os.environ.get("SPAX_DATA", "")) / "cifar10_subset.npz"
+    if not path.exists():
+        return None
+    data = datasets.load_npz(path)
+
+    def train():
+        params = init(jax.random.key(0), (32, 32, 3), channels=(32, 64), hidden=256)
+        return _train_robustly(
+            data.x_train, data.y_train, params, eps=8 / 255, epochs=15, learning_rate=1e-3
+        )
+
+    return _kept("cifar10-robust", data, train, examples)
+
+
+def _kept(name, data, train, examples):
+    """The file of that name, made if it is not there yet.
+
+    All its images are classified correctly; where there are too few, they repeat.
+    """
+    path = CACHE / f"victim-{name}.npz"
+    if not path.exists():
+        params = train()
         predict = jax.jit(apply_fn)
         logits = np.concatenate([predict(params, x) for x in np.array_split(data.x_test, 10)])
         right = np.argmax(logits, axis=1) == data.y_test

@@ -26,8 +26,9 @@ NAME is one of
 that the model was trained on shall be told apart from the others. Pickled arrays are not loaded.
 
 --fail-under [MODEL:]METRIC=LEAST, METRIC one of clean, robust@EPS (accuracy under the worst
-attack; EPS joins the grid) and cw (median l2 distance). Without MODEL: every model. Robustness that
-the masking checks do not trust does not pass.
+attack; EPS joins the grid, and at the radius of the summary AutoAttack counts too) and cw (median
+l2 distance). Without MODEL: every model. Robustness that the masking checks do not trust does not
+pass.
 
 Exit code: 0 done, 1 a --fail-under was not reached, 2 bad input, 130 interrupted."""
 
@@ -88,7 +89,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="radii of the attacks, in the units of the inputs, such as 0.1 0.2 or 8/255",
     )
     how.add_argument("--norm", choices=("linf", "l2", "l1"), default="linf", help="(linf)")
-    how.add_argument("--budget", choices=("quick", "standard"), default="quick", help="(quick)")
+    how.add_argument(
+        "--budget",
+        choices=("quick", "standard", "full"),
+        default="quick",
+        help="what the attacks may spend (quick)",
+    )
     how.add_argument("--max-examples", type=int, metavar="N", help="examples attacked, at most")
     how.add_argument("--batch-size", type=int, metavar="N", help="examples at a time, at most")
     how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")

@@ -1,5 +1,6 @@
 """The victim's weights in a PyTorch module, which every PyTorch peer attacks."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 class Victim(NamedTuple):
     model: nn.Module
-    x: torch.Tensor  # [B, 1, 28, 28]
+    x: torch.Tensor  # [B, C, H, W]
     y: torch.Tensor  # int64 [B]
 
 
@@ -21,21 +22,22 @@ def load(path, batch_size):
     """The module, checked against the logits that JAX found, and the images to attack."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    layers = {
-        "conv1": nn.Conv2d(1, 16, 3, stride=2, padding=1),
-        "conv2": nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        "dense1": nn.Linear(7 * 7 * 32, 128),
-        "dense2": nn.Linear(128, 10),
-    }
-    for name, layer in layers.items():
+    layers = {}
+    for name in ("conv1", "conv2", "dense1", "dense2"):
         kernel = arrays[f"{name}/kernel"]
         if name.startswith("conv"):
             kernel = kernel.transpose(3, 2, 0, 1)  # HWIO -> OIHW
-        elif name == "dense1":
-            # Its inputs are flattened in the order C, H, W here, and H, W, C in JAX.
-            kernel = kernel.reshape(7, 7, 32, -1).transpose(3, 2, 0, 1).reshape(128, -1)
+            layer = nn.Conv2d(kernel.shape[1], len(kernel), 3, stride=2, padding=1)
         else:
+            if name == "dense1":
+                # Its inputs are flattened in the order C, H, W here, and H, W, C in JAX.
+                channels = arrays["conv2/bias"].size
+                side = math.isqrt(len(kernel) // channels)
+                kernel = kernel.reshape(side, side, channels, -1).transpose(2, 0, 1, 3)
+                kernel = kernel.reshape(channels * side * side, -1)
             kernel = kernel.T
+            layer = nn.Linear(kernel.shape[1], len(kernel))
+        layers[name] = layer
         with torch.no_grad():
             layer.weight.copy_(_tensor(kernel))
             layer.bias.copy_(_tensor(arrays[f"{name}/bias"]))
@@ -58,5 +60,5 @@ def load(path, batch_size):
 
 
 def to_numpy(x):
-    """[B, 1, 28, 28] -> the NumPy array [B, 28, 28, 1]."""
+    """[B, C, H, W] -> the NumPy array [B, H, W, C]."""
     return x.detach().numpy().transpose(0, 2, 3, 1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from spax.audit.errors import AuditError
 
-__all__ = ["BUDGETS", "QUICK", "STANDARD_BUDGET", "Budget"]
+__all__ = ["BUDGETS", "FULL", "QUICK", "STANDARD_BUDGET", "Budget"]
 
 NORMS = ("linf", "l2", "l1")
 
@@ -40,7 +40,14 @@ class Budget:
       long_restarts: its restarts.
       query_steps: steps of their black-box attack.
       query_draws: pairs of queries in each of these steps.
+      strong_examples: examples that the strongest attacks are run on, at the headline's radius, at
+        most.
+      strong_steps: steps of their gradient attacks (the published AutoAttack: 100).
+      strong_targets: classes that these aim at (there: 9).
+      strong_queries: queries of their black-box attack (there: 5,000).
       eot_draws: draws a gradient, for a model that is Stochastic.
+      robust_share: of the test examples, in (0, 1], that has to stay right at the headline's radius
+        for a model to be called robust.
       max_scored: examples of each part that are only looked at (accuracy, membership), at most.
       tell: ``tell(share, text)`` is called by a probe as it goes: the share of it that is done,
         and what it does next. Says nothing about the result and is not compared.
@@ -68,7 +75,12 @@ class Budget:
     long_restarts: int = 5
     query_steps: int = 20
     query_draws: int = 32
+    strong_examples: int = 100
+    strong_steps: int = 50
+    strong_targets: int = 3
+    strong_queries: int = 1000
     eot_draws: int = 4
+    robust_share: float = 0.5
     max_scored: int = 20_000
     tell: Callable[[float, str], None] | None = dataclasses.field(
         default=None, compare=False, repr=False
@@ -81,6 +93,8 @@ class Budget:
             value = getattr(self, field.name)
             if field.type is int and not (isinstance(value, int) and value >= 1):
                 raise AuditError(f"{field.name} must be a whole number >= 1 (got {value!r})")
+        if not (isinstance(self.robust_share, float) and 0 < self.robust_share <= 1):
+            raise AuditError(f"robust_share must be in (0, 1] (got {self.robust_share!r})")
         try:
             eps = tuple(sorted({float(e) for e in self.eps}))
         except (TypeError, ValueError) as error:
@@ -132,7 +146,31 @@ STANDARD_BUDGET = Budget(
     long_restarts=10,
     query_steps=50,
     query_draws=128,
+    strong_examples=500,
+    strong_steps=100,
+    strong_targets=9,
+    strong_queries=5000,
     eot_draws=16,
     max_scored=100_000,
 )
-BUDGETS = {"quick": QUICK, "standard": STANDARD_BUDGET}
+FULL = Budget(
+    name="full",
+    max_examples=10_000,
+    steps=100,
+    restarts=10,
+    distance_examples=1000,
+    distance_steps=1000,
+    distance_rounds=9,
+    masking_examples=1000,
+    long_steps=1000,
+    long_restarts=20,
+    query_steps=100,
+    query_draws=256,
+    strong_examples=1000,
+    strong_steps=100,
+    strong_targets=9,
+    strong_queries=5000,
+    eot_draws=32,
+    max_scored=1_000_000,
+)
+BUDGETS = {budget.name: budget for budget in (QUICK, STANDARD_BUDGET, FULL)}

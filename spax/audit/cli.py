@@ -66,7 +66,7 @@ def audit(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-_ATTACKED = ("distance_examples", "masking_examples")
+_ATTACKED = ("distance_examples", "masking_examples", "strong_examples")
 
 
 def _check(options: argparse.Namespace) -> None:

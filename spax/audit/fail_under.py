@@ -38,7 +38,7 @@ class Gate:
         if self.metric == "robust":
             return (
                 m.name == "robust_accuracy"
-                and m.settings["attack"] == "worst"
+                and m.settings["attack"] in ("worst", "strongest")
                 and math.isclose(m.settings["eps"], self.eps or 0.0, rel_tol=1e-9)
             )
         return m.name == {"clean": "clean_accuracy", "cw": "distance_median"}[self.metric]
@@ -111,7 +111,7 @@ def failures(gates: Iterable[Gate], report: AuditReport) -> Sequence[str]:
         v.model
         for section in report.sections
         for v in section.verdicts
-        if v.name == "robustness" and v.level == "failure"
+        if v.name in ("robustness", "masking") and v.level == "failure"
     }
     lines = []
     for gate in gates:

@@ -10,7 +10,7 @@ import jax
 from spax.audit.errors import AuditError
 from spax.typing import Array, Key, Outputs, PyTree, Stochastic
 
-__all__ = ["Model", "bind", "per_architecture"]
+__all__ = ["Model", "bind", "closure", "per_architecture"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +99,47 @@ def bind(apply_fn: Any, params: PyTree) -> Any:
     return lambda x: apply_fn(params, x)
 
 
+class _Same:
+    """A function that equals itself alone: others may be dataclasses of arrays."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and _identity(self.fn) == _identity(other.fn)
+
+    def __hash__(self) -> int:
+        return hash(_identity(self.fn))
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args)
+
+
+def _identity(fn: Callable[..., Any]) -> Any:
+    # `net.apply` is a new object at each access, equal to the others; any other callable is known
+    # by its identity. It lives as long as the program that holds it, so that no id is taken twice.
+    return fn if isinstance(fn, types.MethodType) else id(fn)
+
+
+def closure(model: Model) -> jax.tree_util.Partial:
+    """The bound model as a pytree: programs that take it as an argument serve its like too.
+
+    Args:
+      model: one that does not draw.
+
+    Returns:
+      A `jax.tree_util.Partial` of ``x -> logits``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply_fn = lambda w, x: w * x
+      >>> run = jax.jit(lambda f, x: f(x))
+      >>> [float(run(closure(Model(None, apply_fn, jnp.float32(w))), 3.0)) for w in (1, 2)]
+      [3.0, 6.0]
+    """
+    return jax.tree_util.Partial(_Same(model.apply_fn), model.params)
+
+
 def per_architecture(measure: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a measurement once for all models that share ``apply_fn``.
 
@@ -120,10 +161,7 @@ def per_architecture(measure: Callable[..., Any]) -> Callable[..., Any]:
     def run(model: Model, *arrays: Any) -> Any:
         apply_fn = model.apply_fn
         fn = apply_fn.fn if isinstance(apply_fn, Stochastic) else apply_fn
-        # `net.apply` is a new object at each access, equal to the others; any other callable may be
-        # a dataclass of arrays that cannot be compared, and is known by its identity. It lives as
-        # long as the program that holds it, so that no id is taken twice.
-        key = (model.draws, fn if isinstance(fn, types.MethodType) else id(fn))
+        key = (model.draws, _identity(fn))
         if key not in compiled:
             compiled[key] = jax.jit(
                 lambda params, *arrays: measure(bind(apply_fn, params), *arrays)

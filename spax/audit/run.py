@@ -14,6 +14,7 @@ import numpy as np
 
 from spax._version import __version__
 from spax.audit.budget import BUDGETS, Budget
+from spax.audit.conclusion import conclude
 from spax.audit.data import check_data, describe_data
 from spax.audit.errors import AuditError
 from spax.audit.inspection import inspect
@@ -33,6 +34,7 @@ Probe = Callable[[dict[str, Model], Dataset, Budget, Key], Section]
 _UNITS = {
     "clean": 1.5,
     "robustness": 6.0,
+    "strongest": 15.0,
     "distance": 9.0,
     "masking": 13.0,
     "membership": 0.5,
@@ -71,13 +73,14 @@ def run(
       data: test examples, and the training examples where membership shall be measured.
       probes: functions ``(models, data, budget, key) -> Section``; probe i gets
         ``fold_in(key, i)``.
-      budget: ``"quick"``, ``"standard"`` or a `Budget`: radii, norm, and how much to spend.
+      budget: ``"quick"``, ``"standard"``, ``"full"`` or a `Budget`: radii, norm, and how much to
+        spend.
       key: a random key; all randomness comes from it.
       title: of the report.
       progress: shows how far the audit is; None: nothing does.
 
     Returns:
-      The report, one section a probe, in their order.
+      The report: the verdict on each model's robustness, then one section a probe, in their order.
 
     Guarantees:
       The same key, data, models, versions and machine give the same figures; all but ``timings``
@@ -144,6 +147,7 @@ def run(
         raise
     finally:
         progress.finish()
+    verdict = conclude(tuple(models), sections, budget)
     return AuditReport(
         title=title,
         models=tuple(models),
@@ -154,7 +158,7 @@ def run(
             "probes": [_name(probe) for probe in probes],
         },
         versions=_versions(),
-        sections=_with_doubts(sections),
+        sections=_with_doubts([verdict, *sections] if verdict else sections),
         timings={
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -206,7 +210,7 @@ def _checked_budget(budget: Any) -> Budget:
         return budget
     if isinstance(budget, str) and budget in BUDGETS:
         return BUDGETS[budget]
-    raise AuditError(f"budget must be {' or '.join(BUDGETS)}, or a Budget (got {budget!r})")
+    raise AuditError(f"budget must be {', '.join(BUDGETS)}, or a Budget (got {budget!r})")
 
 
 def _with_doubts(sections: Sequence[Section]) -> tuple[Section, ...]:
@@ -215,7 +219,7 @@ def _with_doubts(sections: Sequence[Section]) -> tuple[Section, ...]:
         verdict.model
         for section in sections
         for verdict in section.verdicts
-        if verdict.name == "robustness" and verdict.level == "failure"
+        if verdict.name in ("robustness", "masking") and verdict.level == "failure"
     }
 
     def noted(m: Measurement) -> Measurement:

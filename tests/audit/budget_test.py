@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -50,12 +51,18 @@ def test_default_radii_scale_with_the_box_and_chosen_ones_do_not(norm):
     assert Budget(norm=norm, eps=(0.7,)).for_bounds((0.0, 255.0)).eps == (0.7,)
 
 
-def test_standard_spends_no_less_than_quick_on_anything():
-    quick, standard = BUDGETS["quick"], BUDGETS["standard"]
-    assert (quick.name, standard.name) == ("quick", "standard")
-    for field in dataclasses.fields(Budget):
-        if isinstance(field.default, int):
-            assert getattr(standard, field.name) >= getattr(quick, field.name), field.name
+def test_each_budget_spends_no_less_than_the_one_before_on_anything():
+    assert list(BUDGETS) == ["quick", "standard", "full"]
+    for less, more in itertools.pairwise(BUDGETS.values()):
+        for field in dataclasses.fields(Budget):
+            if isinstance(field.default, int):
+                assert getattr(more, field.name) >= getattr(less, field.name), field.name
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.1, math.nan, 1, None])
+def test_the_share_asked_for_is_a_share(bad):
+    with pytest.raises(AuditError, match=r"robust_share must be in \(0, 1\]"):
+        Budget(robust_share=bad)
 
 
 def test_who_listens_is_no_part_of_the_budget():

@@ -118,7 +118,12 @@ def test_the_default_audit_keeps_its_promises(tmp_path):
         for v in section["verdicts"]
     }
     for model in report["models"]:
-        assert verdicts[model, "robustness"] == "ok"
+        assert verdicts[model, "masking"] == "ok"
+    assert {model: verdicts[model, "robustness"] for model in report["models"]} == {
+        "plain": "warning",
+        "adversarial": "ok",
+        "private": "warning",
+    }
     assert verdicts["private", "privacy"] == "ok"
     check_page(folder / "report.html")
 

@@ -26,6 +26,10 @@ TINY = Budget(
     long_steps=4,
     query_steps=3,
     query_draws=4,
+    strong_examples=20,
+    strong_steps=4,
+    strong_targets=1,
+    strong_queries=8,
     max_scored=50,
 )
 

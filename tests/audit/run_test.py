@@ -187,7 +187,7 @@ def test_doubt_stands_beside_every_robustness_figure_of_that_model_alone():
         ({"models": {3: MODELS["one"]}}, "got 3"),
         ({"models": {"mine": linear.logits_fn}}, r"wrap it: Model\(logits_fn\)"),
         ({"data": (np.zeros((2, 2)), np.zeros(2))}, "must be a spax.datasets.Dataset"),
-        ({"budget": "huge"}, r"quick or standard, or a Budget \(got 'huge'\)"),
+        ({"budget": "huge"}, r"quick, standard, full, or a Budget \(got 'huge'\)"),
         ({"budget": 3}, r"got 3"),
         ({"key": None}, "key=jax.random.key"),
         ({"probes": (lambda models, data, budget, key: None,)}, "must return a .*got NoneType"),

@@ -6,7 +6,17 @@ from spax.audit.probes.masking import masking
 from spax.audit.probes.membership import membership
 from spax.audit.probes.privacy import privacy
 from spax.audit.probes.robustness import robustness
+from spax.audit.probes.strongest import strongest
 
-__all__ = ["STANDARD", "clean", "distance", "masking", "membership", "privacy", "robustness"]
+__all__ = [
+    "STANDARD",
+    "clean",
+    "distance",
+    "masking",
+    "membership",
+    "privacy",
+    "robustness",
+    "strongest",
+]
 
-STANDARD = (clean, robustness, distance, masking, membership, privacy)
+STANDARD = (clean, robustness, strongest, distance, masking, membership, privacy)

@@ -68,7 +68,8 @@ def masking(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
       key: a random key.
 
     Returns:
-      The section "masking", whose verdict "robustness" of a model is "ok" or "failure".
+      The section "masking", whose verdict "masking" of a model is "ok" or "failure", or "warning"
+      where the examples are too few.
     """
     budget = budget.for_bounds(data.bounds)
     key_sample, key_attacks = jax.random.split(key)
@@ -383,13 +384,13 @@ def _checks(found: Mapping[str, np.ndarray], budget: Budget) -> list[_Check]:
 def _overall(name: str, checks: list[_Check], examples: int) -> Verdict:
     signs = [check.text for check in checks if check.sign]
     if signs:
-        text = "robustness not trustworthy: " + "; ".join(signs)
-        return Verdict(name, "robustness", "failure", text)
+        text = "gradients are masked: " + "; ".join(signs)
+        return Verdict(name, "masking", "failure", text)
     if 0.5**examples >= _TRUSTED:
         return Verdict(
-            name, "robustness", "warning", f"{examples} examples are too few to see masking by"
+            name, "masking", "warning", f"{examples} examples are too few to see masking by"
         )
-    return Verdict(name, "robustness", "ok", f"no sign of gradient masking in {len(checks)} checks")
+    return Verdict(name, "masking", "ok", f"no sign of gradient masking in {len(checks)} checks")
 
 
 def _measurements(

@@ -44,10 +44,10 @@ MASKED = {
 def test_masked_gradients_are_found_out(how):
     logits_fn, check = MASKED[how]
     section = probe(masking, Model(logits_fn))
-    assert verdict(section, "robustness") == "failure"
+    assert verdict(section, "masking") == "failure"
     assert verdict(section, check) == "failure"
-    (text,) = [v.text for v in section.verdicts if v.name == "robustness"]
-    assert text.startswith("robustness not trustworthy")
+    (text,) = [v.text for v in section.verdicts if v.name == "masking"]
+    assert text.startswith("gradients are masked")
 
 
 def test_probabilities_are_attacked_by_their_logarithm():
@@ -74,36 +74,36 @@ def test_what_is_masked_at_the_largest_radius_alone_is_found_out():
 def test_few_examples_give_no_trust():
     data = linear.data()
     few = dataclasses.replace(data, x_test=data.x_test[:6], y_test=data.y_test[:6])
-    (found,) = [v for v in probe(masking, LINEAR, few).verdicts if v.name == "robustness"]
+    (found,) = [v for v in probe(masking, LINEAR, few).verdicts if v.name == "masking"]
     assert (found.level, found.text) == ("warning", "6 examples are too few to see masking by")
 
 
 def test_points_made_on_another_model_count_against_a_masked_one():
     """Rounded finely, the neighbour's gradients are as good as its own would be."""
     section = probe(masking, {"masked": Model(rounded), "open": LINEAR})
-    assert verdict(section, "robustness", "masked") == "failure"
-    assert verdict(section, "robustness", "open") == "ok"
+    assert verdict(section, "masking", "masked") == "failure"
+    assert verdict(section, "masking", "open") == "ok"
     assert verdict(section, "black_box", "masked") == "failure"
 
 
 def test_no_gradient_is_a_sign():
     section = probe(masking, Model(lambda x: jax.lax.stop_gradient(linear.logits_fn(x))))
     assert verdict(section, "gradients") == "failure"
-    assert verdict(section, "robustness") == "failure"
+    assert verdict(section, "masking") == "failure"
 
 
 def test_a_softmax_that_has_saturated_is_not_trusted():
     """Its gradient is rounding noise, or zero, as the compiler likes."""
     section = probe(masking, Model(lambda x: jax.nn.softmax(1e4 * linear.logits_fn(x))))
     assert verdict(section, "probabilities") == "failure"
-    assert verdict(section, "robustness") == "failure"
+    assert verdict(section, "masking") == "failure"
 
 
 def test_logits_of_any_scale_are_attacked_as_well():
     """float32 rounds their softmax to 0 and 1, and the gradient keeps its direction."""
     data = linear.data()
     section = probe(masking, Model(lambda x: 1e4 * linear.logits_fn(x)), data)
-    assert verdict(section, "robustness") == "ok"
+    assert verdict(section, "masking") == "ok"
     exact = linear.robust_accuracy(data.x_test, data.y_test, BUDGET.headline_eps)
     base = figures(section, "checked_robust_accuracy")[0]
     assert (base.settings["attack"], base.value) == ("pgd", exact)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spax.audit import Model
-from spax.audit.probes import clean, masking, robustness
+from spax.audit.probes import clean, masking, robustness, strongest
 from spax.audit.probes.robustness import draws, wrong
 from spax.typing import Stochastic
 from tests.audit import linear
@@ -18,7 +18,10 @@ SHARES = ("robust_accuracy", "checked_robust_accuracy")
 
 
 def all_shares(section):
-    return [m.value for name in SHARES for m in figures(section, name)]
+    """Of the strongest attacks all together: AutoAttack alone counts no missing prediction."""
+    found = [m for name in SHARES for m in figures(section, name)]
+    together = [m for m in found if m.settings["attack"] == "strongest"]
+    return [m.value for m in together or found]
 
 
 def nearest(x):
@@ -46,12 +49,16 @@ def without_prediction_elsewhere(x):
     return jnp.where(same[:, None], linear.logits_fn(x), jnp.nan)
 
 
-@pytest.mark.parametrize("section", [robustness, masking])
+@pytest.mark.parametrize(
+    "section", [robustness, masking, pytest.param(strongest, marks=pytest.mark.slow)]
+)
 def test_what_is_misclassified_as_it_is_is_not_robust(section):
     assert set(all_shares(probe(section, Model(wrong_on_the_test_examples_alone)))) == {0.0}
 
 
-@pytest.mark.parametrize("section", [robustness, masking])
+@pytest.mark.parametrize(
+    "section", [robustness, masking, pytest.param(strongest, marks=pytest.mark.slow)]
+)
 def test_where_nothing_is_predicted_nothing_is_robust(section):
     model = Model(without_prediction_on_some)
     data = linear.data()
@@ -63,7 +70,9 @@ def test_where_nothing_is_predicted_nothing_is_robust(section):
     assert max(all_shares(probe(section, model))) <= most + 1e-9
 
 
-@pytest.mark.parametrize("section", [robustness, masking])
+@pytest.mark.parametrize(
+    "section", [robustness, masking, pytest.param(strongest, marks=pytest.mark.slow)]
+)
 def test_a_point_without_a_prediction_is_an_error_found(section):
     assert set(all_shares(probe(section, Model(without_prediction_elsewhere)))) == {0.0}
 
@@ -71,7 +80,7 @@ def test_a_point_without_a_prediction_is_an_error_found(section):
 def test_gradients_that_are_not_finite_are_no_reason_for_trust():
     section = probe(masking, Model(lambda x: linear.logits_fn(x) * jnp.nan))
     assert set(all_shares(section)) == {0.0}
-    assert verdict(section, "robustness") == "failure"
+    assert verdict(section, "masking") == "failure"
 
 
 def test_the_criterion_counts_a_missing_prediction_as_wrong():
