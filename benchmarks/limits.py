@@ -34,12 +34,14 @@ def main(argv=None):
         settings=size | {"victim": path.stem},
     )
     for name in NAMES[:3] if options.quick else NAMES:
-        with Worker(name, "spax_counted", "counts", path, name=name, warm_up=1, **size) as counter:
+        with Worker(
+            name, "spax_counted", "counts", path, attack=name, warm_up=1, **size
+        ) as counter:
             counts = {what: round(float(n)) for what, n in counter.read().items()}
         claim.fact(f"evaluations by {name}", counts["forwards"])
         claim.fact(f"pullbacks by {name}", counts["backwards"])
         with (
-            Worker(name, "spax_counted", "attack", path, name=name, **size) as ours,
+            Worker(name, "spax_counted", "run_attack", path, attack=name, **size) as ours,
             Worker(f"limit of {name}", "spax_counted", "limit", path, **counts, **size) as limit,
         ):
             claim.compare(ours, limit, at_most=1.1)

@@ -38,12 +38,12 @@ def _call(name, logits_fn, x, y, key):
     return attack(logits_fn, x, labels, **({} if name in WITHOUT_KEY else {"key": key}))
 
 
-def attack(path, *, name, batch_size, **_) -> Job:
+def run_attack(path, *, attack, batch_size, **_) -> Job:
     params, x, y = jax.device_put(victim.load(path, batch_size))
 
     @jax.jit
     def compiled(params, x, y, key):
-        return _call(name, lambda x: victim.apply_fn(params, x), x, y, key)
+        return _call(attack, lambda x: victim.apply_fn(params, x), x, y, key)
 
     key = jax.random.key(0)  # always the same, so that the counts hold
 
@@ -53,7 +53,7 @@ def attack(path, *, name, batch_size, **_) -> Job:
     )
 
 
-def counts(path, *, name, batch_size, **_) -> Job:
+def counts(path, *, attack, batch_size, **_) -> Job:
     """How often the model was evaluated, and pulled back through, in batches: never timed."""
     params, x, y = jax.device_put(victim.load(path, batch_size))
     seen = {"forwards": 0.0, "backwards": 0.0}
@@ -77,7 +77,7 @@ def counts(path, *, name, batch_size, **_) -> Job:
 
     @jax.jit
     def compiled(x, y, key):
-        return _call(name, counted, x, y, key)
+        return _call(attack, counted, x, y, key)
 
     def run(_):
         seen.update(forwards=0.0, backwards=0.0)
