@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_choice, check_number
 from spax.typing import Array, Bounds, Key, Number, expand, wide
 
@@ -207,8 +208,8 @@ def _project_l1(delta: Array, low: Array, high: Array, radius: Array) -> Array:
 
     ends = (jnp.full_like(top, tiny), jnp.maximum(top / 2, tiny))
     # First its order of magnitude, then its digits.
-    ends = lax.fori_loop(0, 8, halve(lambda a, b: jnp.sqrt(a) * jnp.sqrt(b)), ends)
-    least, most = lax.fori_loop(0, 24, halve(lambda a, b: a + (b - a) / 2), ends)
+    ends = loops.fori_loop(0, 8, halve(lambda a, b: jnp.sqrt(a) * jnp.sqrt(b)), ends)
+    least, most = loops.fori_loop(0, 24, halve(lambda a, b: a + (b - a) / 2), ends)
     # Between the ends no entry changes its regime (or by rounding only): solve the line exactly.
     kept = size_from - sign * (least + (most - least) / 2)
     active = (kept > 0) & (kept < room)

@@ -28,6 +28,7 @@ __all__ = [
     "PyTree",
     "Stochastic",
     "call",
+    "each_row",
     "expand",
     "lift",
     "wide",
@@ -160,6 +161,29 @@ def lift(preprocess: Callable[..., Any], logits_fn: Callable[..., Any]) -> Any:
         return call(logits_fn, call(preprocess, x, key_h), key_f)
 
     return Stochastic(drawn)
+
+
+def each_row(mask: Array, x: Array) -> Array:
+    """Reshapes one entry per example, of any dtype, to broadcast against a batch.
+
+    Args:
+      mask: ``[B]``, or as many leading dimensions of ``x`` as there are.
+      x: ``[B, ...]``.
+
+    Returns:
+      ``[B, 1, ..., 1]`` with the rank of ``x``.
+
+    Raises:
+      ValueError: if ``x`` has fewer dimensions.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> each_row(jnp.array([True, False]), jnp.zeros((2, 3, 4))).shape
+      (2, 1, 1)
+    """
+    if mask.ndim > x.ndim:
+        raise ValueError(f"x must have at least {mask.ndim} dimensions (got x.shape={x.shape})")
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
 def expand(v: Number, x: Array) -> Array:

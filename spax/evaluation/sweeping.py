@@ -34,6 +34,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     wide,
 )
 
@@ -171,7 +172,7 @@ def worst_of(
             rank = jnp.where(seen.fooled, 3, jnp.where(seen.predicted, 1, 2))
             rank = jnp.where(seen.valid, rank, rank - 3)  # what is invalid stays below what is not
             wins = (rank > best_rank) | ((rank == best_rank) & (value > best_value))
-            best = jnp.where(wins.reshape((-1,) + (1,) * (x.ndim - 1)), rival, best)
+            best = jnp.where(each_row(wins, x), rival, best)
             best_rank = jnp.where(wins, rank, best_rank)
             best_value = jnp.where(wins, value, best_value)
         return best

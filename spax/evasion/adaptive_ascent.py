@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from spax import loops
 from spax.evasion.fgsm import _Best, _better, _fold_in
 from spax.gradients.convolutions import canonical_convolutions
 from spax.norms import displace, project, sample, steepest, zeros_by_example
 from spax.norms import norm as norm_of
-from spax.typing import Array, Bounds, Gradient, Key, Number, expand, wide
+from spax.typing import Array, Bounds, Gradient, Key, Number, each_row, expand, wide
 
 __all__ = ["checkpoints", "climb"]
 
@@ -78,7 +78,7 @@ class _State(NamedTuple):
 
 
 def _rows(mask: Array, yes: Array, no: Array) -> Array:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (yes.ndim - 1)), yes, no)
+    return jnp.where(each_row(mask, yes), yes, no)
 
 
 def _restart(s: _State, where: Array) -> _State:
@@ -249,7 +249,7 @@ def climb(
             j, age, s = carry
             return j + 1, age + 1, step(j, age, s, ball, given.factor == 1)
 
-        _, age, s = lax.while_loop(go, one, (i, age, s))
+        _, age, s = loops.while_loop(go, one, (i, age, s))
         if norm == "l1":
             s = _sparsify(s, ball)
         else:
@@ -283,5 +283,5 @@ def climb(
         spent=jnp.zeros(batch, jnp.int32),
     )
     start = (jnp.int32(0), jnp.int32(0), state)
-    (_, _, state), _ = lax.scan(window, start, jax.tree.map(jnp.asarray, windows))
+    (_, _, state), _ = loops.scan(window, start, jax.tree.map(jnp.asarray, windows))
     return state.best, state.spent

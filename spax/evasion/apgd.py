@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_choice, check_count, check_key, check_labels, check_number
 from spax.evasion.adaptive_ascent import climb
 from spax.evasion.deepfool import wrong_classes
@@ -135,7 +135,7 @@ def apgd(
         )
         return rival if best is None else _better(best, rival.x, rival.value, rival.fooled)
 
-    return run(0).x if restarts == 1 else lax.fori_loop(1, restarts, run, run(0)).x
+    return run(0).x if restarts == 1 else loops.fori_loop(1, restarts, run, run(0)).x
 
 
 def towards(
@@ -256,4 +256,4 @@ def apgd_targeted(
     unseen = _Best(
         x, jnp.full(fooled.shape, -1, fooled.dtype), jnp.full(value.shape, -jnp.inf, value.dtype)
     )
-    return lax.scan(run, unseen, jnp.arange(restarts * n_targets))[0].x
+    return loops.scan(run, unseen, jnp.arange(restarts * n_targets))[0].x

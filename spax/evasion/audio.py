@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_number, is_concrete
 from spax.evasion.adam import Moments, adam, no_moments
-from spax.evasion.minimum_norm import rows
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
 from spax.losses import ctc, decodes_to
@@ -28,6 +27,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     expand,
     wide,
 )
@@ -206,7 +206,7 @@ def audio_cw(
         peak = norm_of(delta, "linf")
         success = success > 0.5  # an eot hook reports a share of its draws
         nearer = success & (peak < s.distance)
-        best = jnp.where(rows(nearer, x), z, s.x)
+        best = jnp.where(each_row(nearer, x), z, s.x)
 
         g = 2 * delta - weight * grad.astype(dtype)
         g = jnp.where(free, g, 0)
@@ -241,7 +241,7 @@ def audio_cw(
             return Stochastic(evaluate) if isinstance(logits_fn, Stochastic) else evaluate
 
         look = canonical_convolutions(lambda z, weights, k: gradient(goal(weights), z, k))
-        return lax.fori_loop(0, steps, lambda i, s: descend(i, s, shift, look), state)
+        return loops.fori_loop(0, steps, lambda i, s: descend(i, s, shift, look), state)
 
     nothing = jnp.zeros((x.shape[0], 0), dtype)
     far = jnp.full(x.shape[:1], jnp.inf, dtype)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from spax import loops
 from spax.checks import (
     are_probabilities,
     check_choice,
@@ -28,7 +28,7 @@ from spax.evasion.square import search
 from spax.gradients.hooks import exact
 from spax.losses import cross_entropy, dlr_targeted, margin, misclassified
 from spax.norms import zeros_by_example
-from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call
+from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, each_row
 
 __all__ = ["AutoAttackInfo", "autoattack"]
 
@@ -163,7 +163,7 @@ def _round(
     value, info = margin(outputs, y), progress.info
     broken = active & seen.success
     wins = broken | (active & seen.valid & (value > info.margin))
-    rows = wins.reshape(wins.shape + (1,) * (x.ndim - 1))
+    rows = each_row(wins, x)
     return _Progress(
         jnp.where(rows, z, progress.x_adv),
         AutoAttackInfo(
@@ -207,7 +207,7 @@ def _masked(first: _First, batch: _Batch, attack: Callable[..., _Progress]) -> _
         def one(r: Array, progress: _Progress, stage: int = stage) -> _Progress:
             return attack(batch, progress, everything, r, stage=stage)
 
-        progress = lax.fori_loop(0, rounds, one, progress)
+        progress = loops.fori_loop(0, rounds, one, progress)
     return progress
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_choice, check_count, check_key, check_number
 from spax.evasion.oracle import Info
 from spax.evasion.starts import (
@@ -15,13 +16,12 @@ from spax.evasion.starts import (
     find_start,
     normal,
     prepare,
-    rows,
     tolerance,
     verdict,
 )
 from spax.norms import box, example_keys, steepest
 from spax.norms import norm as norm_of
-from spax.typing import Array, Bounds, Criterion, Key, Model, Number, PyTree, expand, wide
+from spax.typing import Array, Bounds, Criterion, Key, Model, Number, PyTree, each_row, expand, wide
 
 __all__ = ["boundary", "hop_skip_jump"]
 
@@ -185,18 +185,18 @@ def hop_skip_jump(
             p = jnp.clip(p.astype(x.dtype), low[None], high[None])
             hit = fools(p, live, key_ask)
             # What was asked, after clipping and rounding.
-            u = jnp.where(rows(live, p), (p.astype(dtype) - z.astype(dtype)[None]) / step, 0)
+            u = jnp.where(each_row(live, p), (p.astype(dtype) - z.astype(dtype)[None]) / step, 0)
             return (
                 i + 1,
                 sum_u + u.sum(0),
-                sum_hit + jnp.where(rows(hit, u), u, 0).sum(0),
+                sum_hit + jnp.where(each_row(hit, u), u, 0).sum(0),
                 hits_ + hit.sum(0, dtype=dtype),
             )
 
         none = jnp.zeros(x.shape, dtype)
         carry = (jnp.zeros((), jnp.int32), none, none, jnp.zeros(x.shape[:1], dtype))
-        _, sum_u, sum_hit, hits_ = lax.while_loop(
-            lambda c: jnp.any(c[0] * chunk < evals), look, carry
+        _, sum_u, sum_hit, hits_ = loops.while_loop(
+            lambda c: jnp.any(c[0] * chunk < evals), look, loops.varying(carry, x)
         )
         # phi = 2 hit - 1; its mean is the baseline, unless all agree.
         mean = 2 * hits_ / jnp.maximum(evals, 1).astype(dtype) - 1
@@ -218,13 +218,13 @@ def hop_skip_jump(
             hit = fools(candidate, asked, jax.random.fold_in(key, i))
             return (
                 i + 1,
-                jnp.where(rows(hit, x), candidate, point),
+                jnp.where(each_row(hit, x), candidate, point),
                 found | hit,
                 queries + asked.astype(jnp.int32),
             )
 
         carry = (jnp.zeros((), jnp.int32), walk.z, jnp.zeros_like(live), walk.queries)
-        return lax.while_loop(lambda c: jnp.any(open_(*c)), attempt, carry)[1:]
+        return loops.while_loop(lambda c: jnp.any(open_(*c)), attempt, carry)[1:]
 
     def advance(walk: _Walk) -> _Walk:
         keys = jax.random.split(jax.random.fold_in(key_walk, walk.t), 3)
@@ -252,7 +252,7 @@ def hop_skip_jump(
         return _Walk(
             walk.t + 1,
             z,
-            jnp.where(rows(nearer, x), z, walk.best),
+            jnp.where(each_row(nearer, x), z, walk.best),
             jnp.where(nearer, distance, walk.nearest),
             queries,
             walk.active & (going | (walk.t == 0)) & (queries + reserve < budget) & (distance > 0),
@@ -261,7 +261,7 @@ def hop_skip_jump(
     start = find_start(fools, x, x_init, key_start, budget, bounds)
     far = jnp.where(start.found, distance_of(start.z, x, norm), jnp.inf)
     walk = _Walk(jnp.zeros((), jnp.int32), start.z, start.z, far, start.queries, start.found)
-    walk = lax.while_loop(lambda w: (w.t <= steps) & jnp.any(w.active), advance, walk)
+    walk = loops.while_loop(lambda w: (w.t <= steps) & jnp.any(w.active), advance, walk)
     return (walk.best, Info(walk.queries)) if return_info else walk.best
 
 
@@ -441,7 +441,7 @@ def boundary(
         keys = jax.random.split(jax.random.fold_in(key_walk, chain.i), 3)
         around, candidate = propose(chain, keys[0])
         looking = chain.i % _EVERY == 0
-        nobody = jnp.zeros(batch, bool)
+        nobody = loops.varying(jnp.zeros(batch, bool), x)
         chain, looked, on_sphere = lax.cond(
             looking,
             lambda chain: look(chain, around, keys[1]),
@@ -452,7 +452,7 @@ def boundary(
         asked = chain.active & nearer & (chain.queries < budget)
         hit = fools(candidate, asked, keys[2])
         queries = chain.queries + asked.astype(jnp.int32)
-        z = jnp.where(rows(hit, x), candidate, chain.z)
+        z = jnp.where(each_row(hit, x), candidate, chain.z)
 
         window_full, seen_full = record(chain.window_full, chain.seen_full, hit, on_sphere)
         change, seen = adapt(chain.window, chain.seen, 0.5, 0.2)
@@ -484,5 +484,5 @@ def boundary(
         queries,
         start.found & (queries < budget),
     )
-    chain = lax.while_loop(lambda c: (c.i < steps) & jnp.any(c.active), advance, chain)
+    chain = loops.while_loop(lambda c: (c.i < steps) & jnp.any(c.active), advance, chain)
     return (chain.z, Info(chain.queries)) if return_info else chain.z

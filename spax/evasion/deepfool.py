@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_choice, check_count, check_key, check_number
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import misclassified
 from spax.norms import box, steepest
 from spax.norms import norm as norm_of
-from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, expand, wide
+from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, each_row, expand, wide
 
 __all__ = ["Plane", "deepfool", "nearest_plane", "wrong_classes"]
 
@@ -73,7 +74,7 @@ def nearest_plane(
     def nearer(best: Plane, classes: Array) -> tuple[Plane, None]:
         rival = nearest(classes)
         wins = rival.distance < best.distance
-        rows = wins.reshape(wins.shape + (1,) * (z.ndim - 1))
+        rows = each_row(wins, z)
         return Plane(
             jnp.where(wins, rival.distance, best.distance),
             jnp.where(wins, rival.f, best.f),
@@ -85,7 +86,7 @@ def nearest_plane(
     short = turns * _AT_ONCE - len(classes)
     filled = jnp.concatenate([classes, *[classes[-1:]] * short])
     in_turn = filled.reshape(turns, _AT_ONCE, batch)
-    return lax.scan(nearer, nearest(in_turn[0]), in_turn[1:])[0]
+    return loops.scan(nearer, nearest(in_turn[0]), in_turn[1:])[0]
 
 
 class _State(NamedTuple):
@@ -195,12 +196,12 @@ def deepfool(
         length = length + 1e-4 * norm_of(state.r, norm)
         r = state.r + expand(length, origin) * steepest(plane.w, norm)
         active = ~state.fooled
-        rows = active.reshape(active.shape + (1,) * (x.ndim - 1))
+        rows = each_row(active, x)
         z = jnp.where(rows, at(stretch * r), state.z)
         fooled = state.fooled | judge(z, key_at(2 * state.step + 2))
         return _State(state.step + 1, jnp.where(rows, r, state.r), z, fooled)
 
     state = _State(jnp.zeros((), jnp.int32), jnp.zeros_like(origin), x, already)
-    state = lax.while_loop(lambda s: (s.step < steps) & ~s.fooled.all(), advance, state)
-    rows = state.fooled.reshape(state.fooled.shape + (1,) * (x.ndim - 1))
+    state = loops.while_loop(lambda s: (s.step < steps) & ~s.fooled.all(), advance, state)
+    rows = each_row(state.fooled, x)
     return jnp.where(rows, state.z, x)

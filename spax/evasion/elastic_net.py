@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_number
 from spax.evasion.minimum_norm import (
     Found,
@@ -17,7 +17,6 @@ from spax.evasion.minimum_norm import (
     nearer,
     nothing_found,
     rest,
-    rows,
     search_const,
     unrested,
 )
@@ -36,6 +35,7 @@ from spax.typing import (
     PerExampleLoss,
     PyTree,
     call,
+    each_row,
     expand,
     wide,
 )
@@ -219,7 +219,7 @@ def ead(
         return jnp.asarray(beta, dtype) * l1 + jnp.sum(delta * delta, axis=axes)
 
     def step(first_key: Array, const: Array, i: Array, state: _Fista) -> _Fista:
-        moving = rows(state.rest.active, x)
+        moving = each_row(state.rest.active, x)
         rate = jnp.asarray(step_size, dtype) * jnp.sqrt(1 - i.astype(dtype) / steps)
         v = state.v
         value, grad = look(v.astype(x.dtype), key_at(0, first_key + i))
@@ -255,13 +255,13 @@ def ead(
         resting = unrested(active, dtype, patient=False)
         state = _Fista(origin, origin, resting, spent, ~active, found)
         if abort_early:
-            _, state = lax.while_loop(
+            _, state = loops.while_loop(
                 lambda c: (c[0] < steps) & jnp.any(c[1].rest.active),
                 lambda c: (c[0] + 1, step(r * steps, const, c[0], c[1])),
                 (jnp.zeros((), r.dtype), state),
             )
         else:
-            state = lax.fori_loop(0, steps, lambda i, s: step(r * steps, const, i, s), state)
+            state = loops.fori_loop(0, steps, lambda i, s: step(r * steps, const, i, s), state)
         return state.success, state.steps, state.found
 
     found = nothing_found(x, call(goal, x, keys[2])[1])

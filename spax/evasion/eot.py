@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_number
 from spax.evasion.adam import Moments, adam, no_moments
 from spax.evasion.physical import Transform
@@ -28,6 +28,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     expand,
     wide,
 )
@@ -115,10 +116,6 @@ class _Robust(NamedTuple):
     x: Array
     share: Array  # of held-out draws that fool, capped at what is enough
     distance: Array
-
-
-def _rows(mask: Array, x: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
 
 def eot_attack(
@@ -240,8 +237,8 @@ def eot_attack(
             _, fooled, apart = seen(z, key)
             return (total[0] + fooled, total[1] + apart), None
 
-        zero = jnp.zeros(x.shape[:1], dtype)
-        total, _ = lax.scan(add, (zero, zero), jax.random.split(key_held, held_out))
+        zero = loops.varying(jnp.zeros(x.shape[:1], dtype), x)
+        total, _ = loops.scan(add, (zero, zero), jax.random.split(key_held, held_out))
         return total[0] / held_out, total[1] / held_out
 
     look, try_out = canonical_convolutions(look), canonical_convolutions(try_out)
@@ -252,7 +249,7 @@ def eot_attack(
         capped = jnp.minimum(share, goal_share)
         wins = (capped > best.share) | ((capped == best.share) & (apart < best.distance))
         better = _Robust(
-            jnp.where(_rows(wins, x), z.astype(x.dtype), best.x),
+            jnp.where(each_row(wins, x), z.astype(x.dtype), best.x),
             jnp.where(wins, capped, best.share),
             jnp.where(wins, apart, best.distance),
         )
@@ -271,13 +268,13 @@ def eot_attack(
         def block(b: Array, state: Any) -> Any:
             z, moments, best, reached = state
             ends = steps * b // blocks, steps * (b + 1) // blocks
-            z, moments = lax.fori_loop(*ends, descend, (z, moments))
+            z, moments = loops.fori_loop(*ends, descend, (z, moments))
             best, here = pick(best, z)
             return z, moments, best, reached | here
 
         z = x.astype(dtype)
         state = z, no_moments(z), best, jnp.zeros(x.shape[:1], bool)
-        *_, best, reached = lax.fori_loop(0, blocks, block, state)
+        *_, best, reached = loops.fori_loop(0, blocks, block, state)
         lower = jnp.where(reached, jnp.maximum(lower, weight), lower)
         upper = jnp.where(reached, upper, jnp.minimum(upper, weight))
         between = jnp.where(lower > 0, (lower + upper) / 2, weight / 10)
@@ -286,4 +283,4 @@ def eot_attack(
     nothing = jnp.full(x.shape[:1], -1, dtype), jnp.full(x.shape[:1], jnp.inf, dtype)
     best, _ = pick(_Robust(x, *nothing), x.astype(dtype))
     carry = jnp.zeros_like(first), jnp.full_like(first, jnp.inf), first, best
-    return lax.fori_loop(0, search_steps, round_, carry)[3].x
+    return loops.fori_loop(0, search_steps, round_, carry)[3].x

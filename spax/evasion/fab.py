@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import (
     check_batch,
     check_choice,
@@ -19,7 +20,7 @@ from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import margin, misclassified
 from spax.norms import box, sample
 from spax.norms import norm as norm_of
-from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, expand, wide
+from spax.typing import Array, Bounds, Key, Model, Number, Stochastic, call, each_row, expand, wide
 
 __all__ = ["fab", "project_on_plane"]
 
@@ -66,7 +67,7 @@ def project_on_plane(w: Array, c: Array, low: Array, high: Array, norm: str) -> 
         return still, (still != free).any()
 
     start = (size > 0) & (room > 0), jnp.ones((), bool)
-    free, _ = lax.while_loop(lambda state: state[1], more, start)
+    free, _ = loops.while_loop(lambda state: state[1], more, start)
     return away * jnp.where(free, solve(free) * rate, room)
 
 
@@ -88,7 +89,7 @@ def _spend(size: Array, room: Array, goal: Array) -> Array:
         return jnp.where(enough, middle, less), jnp.where(enough, more, middle)
 
     top = jnp.max(jnp.where(room > 0, size, 0), axis=1, keepdims=True, initial=0.0)
-    less, more = lax.fori_loop(0, 32, halve, (jnp.zeros_like(top), top))
+    less, more = loops.fori_loop(0, 32, halve, (jnp.zeros_like(top), top))
     used = size > more
     last = (size > less) & ~used
     lacking = goal - jnp.sum(jnp.where(used, gain, 0), axis=1, keepdims=True)
@@ -213,7 +214,7 @@ def fab(
     def keep(best: _Best, z: Array, fooled: Array) -> _Best:
         distance = norm_of(z.astype(dtype) - origin, norm)
         nearer = fooled & (distance < best.distance) & (distance <= radius)
-        rows = nearer.reshape(nearer.shape + (1,) * (x.ndim - 1))
+        rows = each_row(nearer, x)
         return _Best(jnp.where(rows, z, best.x), jnp.where(nearer, distance, best.distance))
 
     def flat(v: Array) -> Array:
@@ -245,10 +246,10 @@ def fab(
             _, fooled = judge(z, key_at(key, 2 * i + 1))
             best = keep(best, z, fooled)
             back = rounded(origin + expand(beta, at) * (z.astype(dtype) - origin))
-            rows = fooled.reshape(fooled.shape + (1,) * (x.ndim - 1))
+            rows = each_row(fooled, x)
             return jnp.where(rows, back, z), best
 
-        return lax.fori_loop(0, steps, step, (z, best))[1]
+        return loops.fori_loop(0, steps, step, (z, best))[1]
 
     def attempt(i: Array, best: _Best) -> _Best:
         key_run = key_at(key, i + 1)
@@ -265,7 +266,7 @@ def fab(
         return descend(i // restarts, start, key_steps, best)
 
     best = _Best(x, jnp.where(already, jnp.zeros((), dtype), jnp.inf))
-    best = lax.fori_loop(0, runs * restarts, attempt, best)
+    best = loops.fori_loop(0, runs * restarts, attempt, best)
     key_end = key_at(key, runs * restarts + 1)
 
     def close(i: Array, carry: tuple[Array, Array, Array, _Best]) -> tuple:
@@ -279,7 +280,7 @@ def fab(
         reached, fooled = judge(z, key_at(key_end, i))
         found = keep(best, z, fooled)
         moved = found.distance < best.distance
-        rows = moved.reshape(moved.shape + (1,) * (x.ndim - 1))
+        rows = each_row(moved, x)
         return (
             jnp.where(rows, inner, z.astype(dtype)),
             jnp.where(moved, value, reached),
@@ -291,7 +292,7 @@ def fab(
         value = margin(logits, y).astype(dtype)
         outer_value, _ = judge(best.x, key_at(key_end, final_steps))
         state = (origin, value, outer_value, best)
-        *_, best = lax.fori_loop(0, final_steps, close, state)
+        *_, best = loops.fori_loop(0, final_steps, close, state)
     return best.x
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_choice, check_count, check_key, check_number, is_concrete
 from spax.gradients.convolutions import canonical_convolutions
 from spax.gradients.hooks import exact
@@ -26,6 +26,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     expand,
 )
 
@@ -68,7 +69,7 @@ class _Best(NamedTuple):
 def _better(best: _Best, x: Array, value: Array, fooled: Array) -> _Best:
     """Prefers what fools, then the higher loss; a NaN is never better."""
     wins = (fooled > best.fooled) | ((fooled == best.fooled) & (value > best.value))
-    rows = wins.reshape(wins.shape + (1,) * (x.ndim - 1))
+    rows = each_row(wins, x)
     return _Best(
         jnp.where(rows, x, best.x),
         jnp.where(wins, fooled, best.fooled),
@@ -112,7 +113,7 @@ def _ascend(
     unseen = _Best(
         x, jnp.full(fooled.shape, -1, fooled.dtype), jnp.full(value.shape, -jnp.inf, value.dtype)
     )
-    z, _, best = lax.fori_loop(0, steps, step, (start, memory, unseen))
+    z, _, best = loops.fori_loop(0, steps, step, (start, memory, unseen))
     value, fooled = call(goal, z, _fold_in(key, steps))
     return _better(best, z, value, fooled), z
 
@@ -454,7 +455,7 @@ def pgd(
         rival = run(_fold_in(key, i))
         return _better(best, rival.x, rival.value, rival.fooled)
 
-    return lax.fori_loop(1, restarts, again, run(_fold_in(key, 0))).x
+    return loops.fori_loop(1, restarts, again, run(_fold_in(key, 0))).x
 
 
 def least_likely(logits_fn: Model, x: Array, *, key: Key | None = None) -> Array:

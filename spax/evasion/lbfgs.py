@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_number
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import cross_entropy, hits
@@ -22,6 +22,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     wide,
 )
 
@@ -86,9 +87,9 @@ def _direction(g: Array, pairs: _Pairs, free: Array) -> Array:
         ratio = curvature / jnp.where(useful, _dot(q, q), 1)
         return jnp.where(useful, ratio, scale), None
 
-    scale, _ = lax.scan(newest, first, (q, curvature, useful))
-    v, a = lax.scan(down, g, (s, q, rho), reverse=True)
-    v, _ = lax.scan(up, scale * v, (s, q, rho, a))
+    scale, _ = loops.scan(newest, first, (q, curvature, useful))
+    v, a = loops.scan(down, g, (s, q, rho), reverse=True)
+    v, _ = loops.scan(up, scale * v, (s, q, rho, a))
     d = -jnp.where(free, v, 0)
     # Rounding, or a loss that is not smooth, can turn it uphill.
     return jnp.where(_dot(d, g) < 0, d, -first * g)
@@ -184,7 +185,7 @@ def minimize_lbfgs_box(
             return i + 1, length / 2, z, jnp.where(found, rival_f, f), searching & ~found
 
         start = jnp.zeros((), jnp.int32), jnp.ones((), dtype), state.z, state.f, state.active
-        *_, z, f, searching = lax.while_loop(
+        *_, z, f, searching = loops.while_loop(
             lambda c: (c[0] <= _HALVINGS) & c[4].any(), halve, start
         )
         return z, f, state.active & ~searching
@@ -213,7 +214,7 @@ def minimize_lbfgs_box(
     nothing = jnp.broadcast_to(jnp.zeros_like(z, dtype), (history, *z.shape))
     rows = jnp.ones(z.shape[:1], bool)
     first = _Search(jnp.zeros((), jnp.int32), z, f, g, _Pairs(nothing, nothing), rows, rows)
-    last = lax.while_loop(lambda s: (s.step < steps) & s.active.any(), advance, first)
+    last = loops.while_loop(lambda s: (s.step < steps) & s.active.any(), advance, first)
     return last.z, last.f
 
 
@@ -372,7 +373,7 @@ def lbfgs(
         hit = verdict(z, key)
         distance = squared(z.astype(dtype).reshape(batch, size))
         nearer = hit & (distance < state.distance)
-        rows = nearer.reshape(nearer.shape + (1,) * (x.ndim - 1))
+        rows = each_row(nearer, x)
         lower = jnp.where(hit, state.low, state.weight)
         upper = jnp.where(hit, state.weight, state.high)
         more = jnp.where(r < 6, state.weight * 10, state.weight)
@@ -391,5 +392,5 @@ def lbfgs(
     known = jnp.where(already, 0, none)
     weight = jnp.broadcast_to(jnp.asarray(initial_weight, dtype), x.shape[:1])
     state = _Bracket(jnp.zeros_like(none), none, weight, x, known, known)
-    state = lax.fori_loop(0, search_steps, round_, state)
+    state = loops.fori_loop(0, search_steps, round_, state)
     return (state.x, Info(state.const)) if return_info else state.x

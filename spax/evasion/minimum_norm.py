@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_number
 from spax.losses import hits, misclassified
 from spax.typing import (
@@ -20,6 +20,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     wide,
 )
 
@@ -32,7 +33,6 @@ __all__ = [
     "nearer",
     "nothing_found",
     "rest",
-    "rows",
     "search_const",
     "unrested",
 ]
@@ -59,11 +59,6 @@ class Rest(NamedTuple):
     active: Array  # bool [B]
     improved: Array  # bool [B]: whether a check has seen the objective fall
     last: Array  # the objective at the last check
-
-
-def rows(mask: Array, x: Array) -> Array:
-    """One entry per example, ready to broadcast against ``x``."""
-    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
 
 def fold_in(key: Key | None, i: Any) -> Key | None:
@@ -135,7 +130,7 @@ def nearer(found: Found, z: Array, distance: Array, const: Array, success: Array
     """The nearer of what was found and ``z``, where z succeeds."""
     wins = success & (distance < found.distance)
     return Found(
-        jnp.where(rows(wins, z), z, found.x),
+        jnp.where(each_row(wins, z), z, found.x),
         jnp.where(wins, distance, found.distance),
         jnp.where(wins, const, found.const),
     )
@@ -200,5 +195,5 @@ def search_const(
         jnp.zeros(batch, jnp.int32),
         found,
     )
-    *_, spent, found = lax.fori_loop(0, search_steps, round_, carry)
+    *_, spent, found = loops.fori_loop(0, search_steps, round_, carry)
     return spent, found

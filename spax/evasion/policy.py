@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_choice, check_count, check_key, check_number
 from spax.evasion.fgsm import fgsm, objective
 from spax.gradients.convolutions import canonical_convolutions
@@ -30,6 +31,7 @@ from spax.typing import (
     PyTree,
     Stochastic,
     call,
+    each_row,
     wide,
 )
 
@@ -221,7 +223,7 @@ def attacked_rollout(
         return (state, x, alive & ~done, total), None
 
     start = (state, x, jnp.ones(episodes, bool), jnp.zeros(episodes, jnp.float32))
-    (_, _, _, total), _ = lax.scan(step, start, jax.random.split(key_steps, steps))
+    (_, _, _, total), _ = loops.scan(step, start, jax.random.split(key_steps, steps))
     return total
 
 
@@ -268,7 +270,7 @@ def induced_observation(
     wanted = _greedy(adversary_fn, x, keys[0])
     x_adv = attack(replica_fn, x, wanted, key=keys[1])
     fooled = _greedy(replica_fn, x_adv, keys[2]) == wanted
-    return jnp.where(fooled.reshape(fooled.shape + (1,) * (x.ndim - 1)), x_adv, x)
+    return jnp.where(each_row(fooled, x), x_adv, x)
 
 
 class Learner(NamedTuple):
@@ -466,7 +468,7 @@ def dqn(
         fresh = jax.vmap(env_reset)(jax.random.split(key_reset, environments))
 
         def restarted(new: Array, old: Array) -> Array:
-            return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)
+            return jnp.where(each_row(done, old), new, old)
 
         env_state, x_next = jax.tree.map(restarted, fresh, (env_state, x_next))
         # At an end the next episode's first observation is stored: no value is taken from it.

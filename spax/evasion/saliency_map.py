@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_logits, check_number
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import hits
 from spax.norms import box
-from spax.typing import Array, Bounds, Key, Model, Stochastic, call, wide
+from spax.typing import Array, Bounds, Key, Model, Stochastic, call, each_row, wide
 
 __all__ = ["jsma"]
 
@@ -178,10 +179,10 @@ def jsma(
         return _State(s.step + 1, jnp.where(chosen, moved, s.z), active, s.hit | hit)
 
     everyone = jnp.ones(x.shape[:1], bool)
-    state = lax.while_loop(
+    state = loops.while_loop(
         lambda s: (s.step < steps) & jnp.any(s.active),
         step,
         _State(jnp.zeros((), jnp.int32), x, everyone, ~everyone),
     )
     hit = state.hit | (state.active & outputs_at(state.z, key_at(jnp.asarray(steps)))[1])
-    return jnp.where(hit.reshape(hit.shape + (1,) * (x.ndim - 1)), state.z, x)
+    return jnp.where(each_row(hit, x), state.z, x)

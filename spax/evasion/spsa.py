@@ -4,8 +4,8 @@ from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_number
 from spax.evasion.adam import Moments, adam, no_moments
 from spax.evasion.fgsm import _Best, _better, objective
@@ -22,6 +22,7 @@ from spax.typing import (
     Outputs,
     PerExampleLoss,
     PyTree,
+    each_row,
     expand,
     wide,
 )
@@ -190,10 +191,10 @@ def spsa_attack(
             middle = z.astype(dtype)[None]
             # The same draw of the model on both sides: its noise cancels.
             apart = values(middle + width * u, key_f) - values(middle - width * u, key_f)
-            return total + jnp.sum(apart.reshape(apart.shape + (1,) * (z.ndim - 1)) * u, axis=0)
+            return total + jnp.sum(each_row(apart, z) * u, axis=0)
 
         rounds = jnp.where(jnp.any(live), n // chunk, 0)
-        total = lax.fori_loop(0, rounds, add, jnp.zeros(x.shape, dtype))
+        total = loops.fori_loop(0, rounds, add, loops.varying(jnp.zeros(x.shape, dtype), x))
         return total / (2 * n * width[0])
 
     def climb(c: _Climb) -> _Climb:
@@ -220,5 +221,5 @@ def spsa_attack(
         jnp.zeros((), jnp.int32), x, no_moments(jnp.zeros(x.shape, dtype)), unseen,
         jnp.zeros(x.shape[:1], jnp.int32), everyone,
     )  # fmt: skip
-    end = lax.while_loop(lambda c: (c.i <= steps) & jnp.any(c.active), climb, start)
+    end = loops.while_loop(lambda c: (c.i <= steps) & jnp.any(c.active), climb, start)
     return (end.best.x, Info(end.queries)) if return_info else end.best.x

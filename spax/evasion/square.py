@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from spax import loops
 from spax.checks import check_choice, check_count, check_key, check_number
 from spax.evasion.adaptive_ascent import radii
 from spax.evasion.fgsm import _Best, _check, _fold_in, objective
@@ -23,6 +24,7 @@ from spax.typing import (
     Number,
     PerExampleLoss,
     call,
+    each_row,
     wide,
 )
 
@@ -239,7 +241,7 @@ def search(
         value, fooled = look(z, _fold_in(key, i))
         now = running(best)
         wins = now & ((value > best.value) | (fooled > best.fooled))
-        rows = wins.reshape(wins.shape + (1,) * (x.ndim - 1))
+        rows = each_row(wins, x)
         best = _Best(
             jnp.where(rows, z, best.x),
             jnp.where(wins, fooled, best.fooled),
@@ -249,7 +251,7 @@ def search(
 
     unseen = _Best(x, jnp.full(fooled.shape, -1, fooled.dtype), lowest)
     start = (jnp.int32(0), unseen, jnp.zeros(x.shape[:1], jnp.int32))
-    _, best, queries = lax.while_loop(go, step, start)
+    _, best, queries = loops.while_loop(go, step, start)
     return best, queries
 
 

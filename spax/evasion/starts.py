@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_batch
 from spax.evasion.oracle import ask, budget_of
 from spax.losses import hits, misclassified
 from spax.norms import box, example_keys
 from spax.norms import norm as norm_of
-from spax.typing import Array, Bounds, Criterion, Key, Model, Number, PyTree, expand, wide
+from spax.typing import Array, Bounds, Criterion, Key, Model, Number, PyTree, each_row, expand, wide
 
 __all__ = [
     "Fools",
@@ -23,7 +23,6 @@ __all__ = [
     "find_start",
     "normal",
     "prepare",
-    "rows",
     "tolerance",
     "verdict",
 ]
@@ -53,11 +52,6 @@ def verdict(logits_fn: Model, y: PyTree, criterion: Criterion | None, targeted: 
         return judged(outputs, y) & live
 
     return fools
-
-
-def rows(mask: Array, x: Array) -> Array:
-    """A mask of examples, to be broadcast against ``x``."""
-    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
 def distance_of(z: Array, x: Array, norm: str) -> Array:
@@ -120,7 +114,7 @@ def find_start(
         z = candidate(i, key_draw)
         hit = fools(z, live, key_ask)
         point = Point(
-            jnp.where(rows(hit, x), z, point.z),
+            jnp.where(each_row(hit, x), z, point.z),
             point.found | (hit & (i > 0)),
             point.queries + live.astype(jnp.int32),
         )
@@ -129,7 +123,7 @@ def find_start(
     nobody = jnp.zeros(x.shape[:1], bool)
     tries = _TRIES if x_init is None else 1
     first = Point(x, nobody, jnp.zeros(x.shape[:1], jnp.int32))
-    return lax.while_loop(
+    return loops.while_loop(
         lambda c: (c[0] <= tries) & jnp.any(open_(*c)),
         attempt,
         (jnp.zeros((), jnp.int32), first, nobody),
@@ -173,13 +167,13 @@ def bisect(
             i + 1,
             jnp.where(asked & ~hit, middle, inner),
             jnp.where(hit, middle, outer),
-            jnp.where(rows(hit, x), candidate, z),
+            jnp.where(each_row(hit, x), candidate, z),
             queries + asked.astype(jnp.int32),
         )
 
     zero = jnp.zeros(x.shape[:1], dtype)
     carry = (jnp.zeros((), jnp.int32), zero, zero + 1, z, queries)
-    *_, z, queries = lax.while_loop(lambda c: jnp.any(open_(c[1], c[2], c[4])), halve, carry)
+    *_, z, queries = loops.while_loop(lambda c: jnp.any(open_(c[1], c[2], c[4])), halve, carry)
     return z, queries
 
 

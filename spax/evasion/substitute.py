@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import check_batch, check_count, check_key, check_labels, check_number
 from spax.evasion.oracle import ask
 from spax.gradients.convolutions import canonical_convolutions
 from spax.losses import cross_entropy
 from spax.norms import box, displace
-from spax.typing import Array, Bounds, Key, Model, Number, PyTree, call, expand
+from spax.typing import Array, Bounds, Key, Model, Number, PyTree, call, each_row, expand
 
 __all__ = [
     "Substitute",
@@ -89,7 +90,7 @@ def _reservoir(key: Key, k: int, count: Array | int, size: int) -> Array:
         place = jnp.where(taken, j, k)  # out of range: dropped
         return kept.at[place].set(i.astype(kept.dtype), mode="drop")
 
-    return lax.fori_loop(k, size, consider, jnp.arange(k, dtype=jnp.int32))
+    return loops.fori_loop(k, size, consider, jnp.arange(k, dtype=jnp.int32))
 
 
 def reservoir_sample(x: Array, k: int, *, key: Key) -> tuple[Array, Array]:
@@ -262,7 +263,7 @@ def substitute(
             source = jnp.where(by_reservoir, chosen[jnp.clip(place, 0, k - 1)], place)
             added = jnp.where(by_reservoir, jnp.minimum(k, count), count)
         fresh = (place >= 0) & (place < added)
-        rows = fresh.reshape(fresh.shape + (1,) * (state.x.ndim - 1))
+        rows = each_row(fresh, state.x)
         x = jnp.where(rows, new[jnp.clip(source, 0, size - 1)], state.x)
         return x, jnp.minimum(count + added, size)
 
@@ -296,9 +297,9 @@ def substitute(
                 updates, opt_state = optimizer.update(slope, opt_state, params)
                 return jax.tree.map(_add, params, updates), opt_state
 
-            return lax.fori_loop(0, batches, step, carry)
+            return loops.fori_loop(0, batches, step, carry)
 
-        return lax.fori_loop(0, epochs, epoch, (params, opt_state))
+        return loops.fori_loop(0, epochs, epoch, (params, opt_state))
 
     def update(state: SubstituteState, key: Key) -> tuple[PyTree, SubstituteState]:
         key_grow, key_ask, key_train = jax.random.split(check_key(key, "update"), 3)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.evasion.adam import Moments, adam, no_moments
-from spax.evasion.minimum_norm import Found, Rest, nearer, rest, rows, unrested
+from spax.evasion.minimum_norm import Found, Rest, nearer, rest, unrested
 from spax.norms import box
-from spax.typing import Array, Bounds, Number, expand, wide
+from spax.typing import Array, Bounds, Number, each_row, expand, wide
 
 __all__ = ["Box", "Descent", "box_of", "descend", "variables"]
 
@@ -113,7 +113,7 @@ def descend(
         if enough is not None:
             resting = resting._replace(active=resting.active & ~(success & enough(far)))
         return Descent(
-            jnp.where(rows(state.rest.active, x), w, state.w),
+            jnp.where(each_row(state.rest.active, x), w, state.w),
             moments,
             resting,
             state.steps + state.rest.active.astype(state.steps.dtype),
@@ -123,8 +123,8 @@ def descend(
 
     state = Descent(w, no_moments(w), unrested(active, dtype), spent, jnp.zeros_like(active), found)
     if not abort_early and enough is None:
-        return lax.fori_loop(0, steps, step, state)
-    return lax.while_loop(
+        return loops.fori_loop(0, steps, step, state)
+    return loops.while_loop(
         lambda c: (c[0] < steps) & jnp.any(c[1].rest.active),
         lambda c: (c[0] + 1, step(c[0], c[1])),
         (jnp.zeros((), jnp.int32), state),

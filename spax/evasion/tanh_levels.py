@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
-from spax.evasion.minimum_norm import Found, rows
+from spax import loops
+from spax.evasion.minimum_norm import Found
 from spax.evasion.tanh_descent import Box, descend, variables
-from spax.typing import Array, Key, Number, expand
+from spax.typing import Array, Key, Number, each_row, expand
 
 __all__ = ["search_l0", "search_linf"]
 
@@ -76,7 +76,7 @@ def _search(
         level = harder(found, cut, s.round)
         return _State(
             found,
-            jnp.where(rows(reached | failed, level), level, s.level),
+            jnp.where(each_row(reached | failed, level), level, s.level),
             cut,
             jnp.where(failed, proven, grown),
             proven,
@@ -96,7 +96,7 @@ def _search(
         none,
         jnp.zeros((), jnp.int32),
     )
-    state = lax.while_loop(lambda s: jnp.any(s.active), advance, state)
+    state = loops.while_loop(lambda s: jnp.any(s.active), advance, state)
     return state.spent, state.found
 
 

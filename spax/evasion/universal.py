@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from spax import loops
 from spax.checks import (
     check_batch,
     check_bounds,
@@ -308,7 +309,7 @@ def universal_deepfool(
 
             return lax.cond(fooled, lambda v: v, grow, v), fooled
 
-        v, fooled = lax.scan(visit, state.v, (jnp.arange(x.shape[0]), x, labels))
+        v, fooled = loops.scan(visit, state.v, (jnp.arange(x.shape[0]), x, labels))
         rate = jnp.mean(fooled.astype(jnp.float32)) if x.shape[0] else state.fooled
         return v, UniversalState(v, state.steps + 1, rate)
 

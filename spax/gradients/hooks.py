@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from spax import loops
 from spax.checks import check_count, check_key, check_number
 from spax.norms import example_keys
 from spax.typing import Array, Gradient, Key, Number, PyTree, call, expand
@@ -57,7 +57,7 @@ def _mean_over_draws(one: Callable[[Key], PyTree], key: Key, n: int) -> PyTree:
     def add(total: PyTree, key: Key) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, one(key)), None
 
-    total, _ = lax.scan(add, one(keys[0]), keys[1:])
+    total, _ = loops.scan(add, one(keys[0]), keys[1:])
     return jax.tree.map(lambda v: v / n, total)
 
 

@@ -202,6 +202,27 @@ def test_sharded_equals_unsharded(case, attack):
     assert_same(case, attack(jax.device_put(x, rows), jax.device_put(y, rows)), attack(x, y))
 
 
+def test_inside_shard_map_each_shard_is_a_batch_of_its_own(case, attack):
+    x, y = batch(case)
+    mesh, rows = jax.make_mesh((2,), ("data",)), jax.P("data")
+
+    def local(params, x, y, key):
+        return plain(case, params, x, y, key, case.eps)
+
+    program = jax.shard_map(
+        local, mesh=mesh, in_specs=(jax.P(), rows, rows, jax.P()), out_specs=rows
+    )
+    place = jax.NamedSharding(mesh, rows)
+    together = np.asarray(
+        jax.jit(program, compiler_options=QUICK)(
+            model()[0], jax.device_put(x, place), jax.device_put(y, place), KEY
+        )
+    )
+    half = len(x) // 2
+    for part in (slice(None, half), slice(half, None)):
+        assert_same(case, together[part], attack(x[part], y[part]), part)
+
+
 def test_a_failed_minimum_norm_attack_returns_the_input(case):
     if case.eps is not None:
         pytest.skip("the law is about the smallest perturbation")
