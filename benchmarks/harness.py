@@ -36,8 +36,8 @@ class Missing(RuntimeError):
     """A system that is not installed where it was looked for."""
 
 
-def arguments(description, argv=None):
-    """The options that all scripts have."""
+def arguments(description, argv=None, *, images=None):
+    """The options that all scripts have; ``images``, the default of one that few have."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it runs")
     parser.add_argument(
@@ -54,6 +54,8 @@ def arguments(description, argv=None):
     )
     parser.add_argument("--repetitions", type=int, default=30, help="of a pair, at most")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each of a pair")
+    if images is not None:
+        parser.add_argument("--images", type=int, default=images, help="attacked, at most")
     parser.add_argument("--out", type=pathlib.Path, help="the folder of the results")
     options = parser.parse_args(argv)
     if options.quick:
