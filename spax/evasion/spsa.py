@@ -191,7 +191,7 @@ def spsa_attack(
             middle = z.astype(dtype)[None]
             # The same draw of the model on both sides: its noise cancels.
             apart = values(middle + width * u, key_f) - values(middle - width * u, key_f)
-            return total + jnp.sum(each_row(apart, z) * u, axis=0)
+            return total + jnp.sum(each_row(apart, u) * u, axis=0)
 
         rounds = jnp.where(jnp.any(live), n // chunk, 0)
         total = loops.fori_loop(0, rounds, add, loops.varying(jnp.zeros(x.shape, dtype), x))
