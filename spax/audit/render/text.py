@@ -242,11 +242,14 @@ def sentence(verdict: Verdict) -> tuple[str, str]:
     """What a verdict says, in front of its text what it is about, if the text does not say so.
 
     Example:
-      >>> sentence(Verdict("m", "robustness", "ok", "no sign of gradient masking"))
-      ('robustness: ', 'no sign of gradient masking')
+      >>> sentence(Verdict("m", "masking", "ok", "no sign of it"))
+      ('masking: ', 'no sign of it')
+      >>> sentence(Verdict("m", "robustness", "warning", "not robust"))
+      ('', 'not robust')
     """
     about = label(verdict.name).lower()
-    named_already = verdict.text.lower().startswith(about)
+    # "robust: ..." and "not robust: ..." say what they are about.
+    named_already = about[:6] in verdict.text.lower()[: len(about)]
     return "" if named_already else f"{about}: ", clean(verdict.text)
 
 
