@@ -1,6 +1,7 @@
 """The Jacobian-based saliency map attack: few features, each changed by much."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ __all__ = ["jsma"]
 
 # Up to this many features all pairs are looked at; D^2 of them, 4 MB an example at most.
 _ALL_PAIRS = 1024
+# More than so many features that no two others surpass are rare: then all pairs are looked at.
+_FEW = 96
 
 
 class _State(NamedTuple):
@@ -27,24 +30,22 @@ class _State(NamedTuple):
     hit: Array  # bool [B]
 
 
-def _best_pair(a: Array, b: Array, free: Array, candidates: int | None) -> tuple[Array, Array]:
-    """The admissible pair of largest ``-(a_p + a_q)(b_p + b_q)``, of one example.
+def _best_pair(a: Array, b: Array, free: Array, places: Array | None = None) -> tuple[Array, Array]:
+    """The admissible pair of largest ``-(a_p + a_q)(b_p + b_q)`` among places, of one example.
 
     Args:
       a: ``[D]``, what each feature does for the target; raised by changing it where positive.
       b: ``[D]``, what it does for the other classes.
       free: bool ``[D]``, the search domain.
-      candidates: how many features to take from either end; None: all features.
+      places: features, int ``[P]``; one may be there twice. None: all.
 
     Returns:
       The two features, and whether there is an admissible pair.
     """
-    places = jnp.arange(a.shape[0])
-    if candidates is not None:
-        # In one pass over both lists a feature of both would pair with itself: it counts once.
-        for_a = lax.top_k(jnp.where(free, a, -jnp.inf), candidates)[1]
-        for_b = lax.top_k(jnp.where(free, -b, -jnp.inf), candidates)[1]
-        places = jnp.concatenate([for_a, for_b])
+    if places is None:
+        # As they are: a gather would not know its sharding.
+        places = jnp.arange(a.shape[0], dtype=jnp.int32)
+    else:
         a, b, free = a[places], b[places], free[places]
     total_a, total_b = a[:, None] + a[None, :], b[:, None] + b[None, :]
     admissible = (total_a > 0) & (total_b < 0) & free[:, None] & free[None, :]
@@ -52,8 +53,56 @@ def _best_pair(a: Array, b: Array, free: Array, candidates: int | None) -> tuple
     score = jnp.where(admissible, -total_a * total_b, -jnp.inf).reshape(-1)
     best = jnp.argmax(score)
     pair = jnp.stack([best // len(places), best % len(places)])
-    # Without candidates the places are the features: a gather would not know its sharding.
-    return pair if candidates is None else places[pair], jnp.max(score) > -jnp.inf
+    # (Multiplied out, and not gathered, for the same reason.)
+    chosen = (pair[:, None] == jnp.arange(len(places))[None, :]).astype(places.dtype)
+    return chosen @ places, jnp.max(score) > -jnp.inf
+
+
+def _ends(a: Array, b: Array, free: Array, count: int) -> Array:
+    """Features with the largest a and with the smallest b, ``[2 count]``."""
+    for_a = lax.top_k(jnp.where(free, a, -jnp.inf), count)[1]
+    for_b = lax.top_k(jnp.where(free, -b, -jnp.inf), count)[1]
+    return jnp.concatenate([for_a, for_b])
+
+
+def _undominated(a: Array, b: Array, free: Array, count: int) -> tuple[Array, Array]:
+    """All features that may be in the best pair, if they are few: (places ``[count]``, whether).
+
+    The score of an admissible pair does not fall when p gives way to a feature that does no less
+    for the target and no more for the others. So neither is one that two features surpass in both.
+    """
+    a, gain = jnp.where(free, a, -jnp.inf), jnp.where(free, -b, -jnp.inf)
+    order = jnp.argsort(-a)
+    sorted_gain = gain[order]
+
+    def top_two(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, second = jnp.maximum(one[0], other[0]), jnp.minimum(one[0], other[0])
+        return first, jnp.maximum(second, jnp.maximum(one[1], other[1]))
+
+    nothing = jnp.full_like(sorted_gain, -jnp.inf)
+    _, second = lax.associative_scan(top_two, (sorted_gain, nothing))
+    # The second largest gain among those before it in the order.
+    before = jnp.concatenate([nothing[:1], second[:-1]])
+    may = (sorted_gain > before) | (jnp.arange(a.shape[0]) < 2)
+    best = lax.top_k(may.astype(jnp.int32), count)[1]
+    return order[best].astype(jnp.int32), may.sum() <= count
+
+
+def _best_pairs(a: Array, b: Array, free: Array, candidates: int | None) -> tuple[Array, Array]:
+    """`_best_pair` of every example ``[B, D]``, among so many features; None: among all."""
+    if candidates is not None:
+        return jax.vmap(_best_pair)(
+            a, b, free, jax.vmap(partial(_ends, count=candidates))(a, b, free)
+        )
+    if a.shape[1] <= _FEW:
+        return jax.vmap(_best_pair)(a, b, free)
+    places, enough = jax.vmap(partial(_undominated, count=_FEW))(a, b, free)
+
+    return lax.cond(
+        enough.all(),
+        lambda: jax.vmap(_best_pair)(a, b, free, places),
+        lambda: jax.vmap(_best_pair)(a, b, free),
+    )
 
 
 def jsma(
@@ -169,7 +218,7 @@ def jsma(
         hit = hit & s.active
         rows = x.shape[0], size
         a, b = (sign * jnp.where(jnp.isfinite(g), g, 0).astype(wide(x)) for g in (a, b))
-        pair, found = jax.vmap(_best_pair, (0, 0, 0, None))(
+        pair, found = _best_pairs(
             a.reshape(rows), b.reshape(rows), (s.z != end).reshape(rows), candidates
         )
         active = s.active & ~hit & found
