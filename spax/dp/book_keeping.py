@@ -23,7 +23,7 @@ from jax import lax
 from jax.extend import core
 
 from spax.dp.ghost_norms import Form, form_of
-from spax.dp.jaxprs import axes_of, trace, varying
+from spax.dp.jaxprs import axes_of, shaped, trace, varying
 from spax.dp.rules import Rule
 from spax.dp.taps import Plan, Site, evaluate_tapped, make_plan, shape_of_tap, tap
 from spax.typing import Array, Key, PyTree
@@ -120,7 +120,7 @@ def _refused(sites: Sequence[Site]) -> str:
     if len(sites) > 1:
         return f"used {len(sites)} times"
     (site,) = sites
-    if site.eqn.outvars[0].aval.size == 0:
+    if shaped(site.eqn.outvars[0]).size == 0:
         return "nothing comes of it"
     if site.eqn.primitive.name == "gather" and any(f.stacked for f in site.frames):
         return "a table for each iteration of a scan"
@@ -151,7 +151,7 @@ def keep(
         taps = (
             {i: zeros(params[i].shape, params[i].dtype) for i in plan.tapped},
             {
-                path: zeros(shape_of_tap(site), site.eqn.outvars[0].aval.dtype)
+                path: zeros(shape_of_tap(site), shaped(site.eqn.outvars[0]).dtype)
                 for path, site in plan.sites.items()
             },
         )
@@ -171,7 +171,7 @@ def _made(entry: Entry, page: Page) -> Page:
     """Per-example gradients where they are wanted."""
     if entry.form is None:
         return (page[0].astype(jnp.float32),)
-    return (entry.form.gradients(*page),) if entry.form.makes else page
+    return (entry.form.gradients(page[0], page[1]),) if entry.form.makes else page
 
 
 def _squares(entry: Entry, page: Page, slack: float) -> Array:
@@ -179,7 +179,8 @@ def _squares(entry: Entry, page: Page, slack: float) -> Array:
         flat = page[0].reshape(page[0].shape[0], -1)
         return jnp.sum(jnp.square(flat), axis=1)
     assert entry.form is not None
-    return entry.form.squares(*page, slack)
+    a, d = page
+    return entry.form.squares(a, d, slack)
 
 
 def lengths_squared(book: Book, pages: Sequence[Page]) -> Array:
@@ -242,8 +243,8 @@ def clip(
         used = mask & jnp.all(finite, axis=0)
         scaled = [_to_units(page, used) for page in pages]
         pages, exponents = tuple(p for p, _ in scaled), jnp.stack([e for _, e in scaled])
-        parts = [_squares(e, p, _SLACK) for e, p in zip(book.entries, pages, strict=True)]
-        parts = jnp.stack(parts)
+        squares = [_squares(e, p, _SLACK) for e, p in zip(book.entries, pages, strict=True)]
+        parts = jnp.stack(squares)
         least = jnp.iinfo(jnp.int32).min // 2
         tops = [
             jnp.max(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
-from spax.dp.jaxprs import axes_of, bind, varying
+from spax.dp.jaxprs import axes_of, bind, shaped, varying
 from spax.dp.taps import Site, view
 from spax.typing import Array
 
@@ -194,7 +194,7 @@ def _dot(site: Site) -> _Outer:
     loops, cut, shared = _frames(site, letters, sizes)
     (contracted, batch) = site.eqn.params["dimension_numbers"]
     p, q = site.operand, 1 - site.operand
-    shapes = [v.aval.shape for v in site.eqn.invars]
+    shapes = [shaped(v).shape for v in site.eqn.invars]
     labels = [[""] * len(shape) for shape in shapes]
     for pairs in (batch, contracted):
         for i, j in zip(pairs[p], pairs[q], strict=True):
@@ -226,7 +226,7 @@ def _conv(site: Site) -> _Outer:
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     exact = params | {"precision": _HIGHEST, "preferred_element_type": jnp.dtype("float32")}
     wide = eqn.replace(params=exact)
-    kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
+    kernel, out = shaped(eqn.invars[1]).shape, shaped(eqn.outvars[0]).shape
     lead, count = 1 + len(site.frames), len(kernel) - 2
     features, channels = kernel[numbers.rhs_spec[0]], kernel[numbers.rhs_spec[1]]
     image, group, feature, channel = (next(letters) for _ in range(4))
@@ -321,7 +321,7 @@ def _lookup(site: Site, shape: tuple[int, ...]) -> Form:
     """Rows of a table: positions that looked up the same row add up."""
     eqn = site.eqn
     numbers = eqn.params["dimension_numbers"]
-    table, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    table, out = shaped(eqn.invars[0]).shape, shaped(eqn.outvars[0]).shape
     lead = 1 + len(site.frames)
     axis = numbers.start_index_map[0]
     offsets = [lead + i for i in numbers.offset_dims]

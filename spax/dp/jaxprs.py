@@ -1,7 +1,7 @@
 """What the clipping engine needs to take a traced function apart, and put it together again."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax import lax
@@ -10,7 +10,17 @@ from jax.extend.core import primitives
 
 from spax.typing import Array, PyTree
 
-__all__ = ["as_closed", "axes_of", "bind", "evaluate", "inlined", "read", "trace", "varying"]
+__all__ = [
+    "as_closed",
+    "axes_of",
+    "bind",
+    "evaluate",
+    "inlined",
+    "read",
+    "shaped",
+    "trace",
+    "varying",
+]
 
 # Calls that only name a piece of code; what they hold may be put in their place.
 _CALLS = frozenset({primitives.jit_p, primitives.closed_call_p, primitives.call_p})
@@ -56,6 +66,11 @@ def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def shaped(atom: Any) -> jax.core.ShapedArray:
+    """Shape and type of a variable."""
+    return cast(jax.core.ShapedArray, atom.aval)
 
 
 def as_closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:

@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from spax.dp.jaxprs import as_closed, bind, inlined, read
+from spax.dp.jaxprs import as_closed, bind, inlined, read, shaped
 from spax.typing import Array
 
 __all__ = [
@@ -228,11 +228,12 @@ def _combined(eqn: core.JaxprEqn, ins: list[Any]) -> list[Any]:
         return [None] * len(eqn.outvars)
     first = ins[0]
     if isinstance(first, _View) and len(ins) == 1 and eqn.primitive in _VIEWS:
-        old, new = eqn.invars[0].aval, eqn.outvars[0].aval
+        old, new = shaped(eqn.invars[0]), shaped(eqn.outvars[0])
         if old.size == new.size and jnp.issubdtype(new.dtype, jnp.floating):
             return [dataclasses.replace(first, views=(*first.views, eqn))]
     return [
-        _Mixed(leaves) if jnp.issubdtype(v.aval.dtype, jnp.inexact) else None for v in eqn.outvars
+        _Mixed(leaves) if jnp.issubdtype(shaped(v).dtype, jnp.inexact) else None
+        for v in eqn.outvars
     ]
 
 
@@ -247,7 +248,7 @@ def _operand(eqn: core.JaxprEqn, ins: list[Any]) -> int | None:
     if eqn.primitive is primitives.conv_general_dilated_p:
         return operand if operand == 1 and params["batch_group_count"] == 1 else None
     if eqn.primitive is primitives.gather_p and operand == 0:
-        numbers, shape = params["dimension_numbers"], eqn.invars[0].aval.shape
+        numbers, shape = params["dimension_numbers"], shaped(eqn.invars[0]).shape
         axes = numbers.start_index_map
         rows = [1 if axes == (axis,) else size for axis, size in enumerate(shape)]
         if (
@@ -270,7 +271,7 @@ tap.defvjp(lambda value, zero: (value, None), lambda _, cotangent: (cotangent, c
 
 def shape_of_tap(site: Site) -> tuple[int, ...]:
     """One for each iteration of the loops around the site."""
-    return (*(f.length for f in site.frames), *site.eqn.outvars[0].aval.shape)
+    return (*(f.length for f in site.frames), *shaped(site.eqn.outvars[0]).shape)
 
 
 def evaluate_tapped(
