@@ -3,26 +3,36 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from spax.checks import check_count, check_number
+from spax.checks import check_choice, check_count, check_number
+from spax.dp.book_keeping import (
+    add_pairs,
+    clip,
+    keep,
+    lengths_squared,
+    open_book,
+)
+from spax.dp.jaxprs import axes_of, varying
+from spax.dp.rules import Rule, flat
 from spax.dp.sampling import Batch
 from spax.gradients.convolutions import canonical_convolutions
 from spax.norms import example_keys
 from spax.typing import Array, Key, Number, PyTree
 
-__all__ = ["ClipInfo", "clipped_grad"]
+__all__ = ["ClipInfo", "ClippedGrad", "clipped_grad", "explain_clipping", "per_example_norms"]
 
 # Norms are float32 sums of many squares: aim below the bound by more than their error.
 _SHRINK = 1 - 1e-5
 # Below this bound float32 scales and standard deviations could underflow.
 _LEAST_BOUND = 1e-30
 _MOST_ROWS = 2**20
+# What rounding sums may take off C, where smaller blocks of rows can keep it there.
+_MOST_MARGIN = 0.01
 
 
 class ClipInfo(NamedTuple):
@@ -34,135 +44,281 @@ class ClipInfo(NamedTuple):
     nonfinite: Array  # how many had a gradient that was not finite, and counted for nothing
 
 
+class ClippedGrad(Protocol):
+    """What `clipped_grad` returns."""
+
+    def __call__(
+        self, params: PyTree, batch: Batch, *, key: Key | None = None
+    ) -> tuple[PyTree, ClipInfo]:
+        """The sum of the clipped gradients, and how the batch fared."""
+
+    def sensitivity(self, adjacency: str) -> Number:
+        """How far apart in l2 the sums of two neighbouring batches can be.
+
+        C where one example is added or removed (``"add_remove"``), 2 C where one is replaced
+        (``"replace"``), whatever the rule.
+        """
+
+
 def clipped_grad(
     loss_fn: Callable[..., tuple[Array, PyTree]],
     *,
     l2_clip_norm: Number,
     chunk_size: int | None = None,
-) -> Callable[..., tuple[PyTree, ClipInfo]]:
+    rule: Rule = flat,
+) -> ClippedGrad:
     """Sums per-example gradients, each scaled to length at most C: ``g min(1, C / |g|)``.
 
-    The length is that of all parameters together. Gradients are taken by ``vmap``, so that the
-    memory is ``chunk_size`` times that of the parameters.
+    The length is that of all parameters together, unless the rule says otherwise. Per-example
+    gradients are not formed where that pays: the loss of one example is taken apart, and lengths
+    and sums come from what enters and leaves each layer (`explain_clipping` tells how). This works
+    for any loss that JAX can trace, and changes rounding only.
 
     Args:
       loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example, a row of the batch;
-        aux is dropped. (Statistics over a batch do not exist here: no batch norm.)
+        aux is dropped. (Statistics over a batch do not exist here: no batch norm. For losses
+        written for batches there is `check_per_example`.)
       l2_clip_norm: the bound C, > 0; inf: no clipping (and no privacy). May be traced; a value
         below 1e-30 gives zero.
       chunk_size: examples at a time, static; None: all. It trades memory for time and changes the
         result by the rounding of a float32 sum only.
+      rule: `flat`, `per_layer`, `automatic` or `normalised`.
 
     Returns:
       ``fn(params, batch, *, key=None) -> (sum, info)``: the sum in float32, shaped as the
-      parameters, and `ClipInfo`. Each example's key is ``fold_in(key, row)``.
+      parameters, and `ClipInfo`. Each example's key is ``fold_in(key, row)``. And
+      ``fn.sensitivity(adjacency)``, C or 2 C.
 
     Guarantees:
-      Adding or removing one example moves the sum by at most C in l2, its rounding included: masked
-      rows and gradients that are not finite count for zero, rows are added in 64 bits, and what
-      rounding B rows to float32 can move the sum by, ``2^-23 B C``, is taken off C. Inside
-      ``shard_map`` this holds of each shard's own sum, over its own rows, whether or not
-      ``check_vma`` is set (parameters must not be spread over devices: the length is that of those
-      it is given).
+      Adding or removing one example moves the sum by at most C in l2. Masked rows and gradients
+      that are not finite count for zero. Covered is what float32 makes of the sum: rows of a block
+      may be added in any order, blocks are added in 64 bits, and ``B (b + 7) / 2^24`` is taken off
+      C for B rows in blocks of b, which is at most 1 % as long as B <= 20,000 (b is the largest
+      for which it is). Covered is the rounding of lengths, by 1e-5 of C and by 2^-20 of the squared
+      sum of the lengths of what a length is computed from. Not covered: the rounding within one
+      example's gradient, where a layer's weights are used at many positions whose contributions
+      nearly cancel (they are added together with those of other rows, in any order); reduced
+      precision that a program forces upon matrix products in spite of
+      ``precision=HIGHEST``; subnormal numbers that hardware flushes. Inside ``shard_map`` all this
+      holds of each shard's own sum, over its own rows, whether or not ``check_vma`` is set
+      (parameters must not be spread over devices: the length is that of those it is given).
 
     Raises:
-      TypeError: if chunk_size is not an int, or loss_fn does not return a pair.
+      TypeError: if chunk_size is not an int, loss_fn does not return a pair, or a parameter is not
+        floating point.
       ValueError: if C is not a scalar, a concrete C <= 0, or chunk_size < 1; if the mask is not one
-        bool a row, or there are more than 2^20 rows.
+        bool a row, there are more than 2^20 rows, or the loss is not a scalar.
 
     Example:
       >>> import jax.numpy as jnp
       >>> fn = clipped_grad(lambda w, x, key: (w @ x, None), l2_clip_norm=1.0)
       >>> batch = Batch(jnp.array([[3.0, 4.0], [0.5, 0.0]]), jnp.array([True, True]))
       >>> total, info = fn(jnp.zeros(2), batch)
-      >>> [round(float(v), 3) for v in total], float(info.clipped)
-      ([1.1, 0.8], 0.5)
+      >>> [round(float(v), 3) for v in total], float(info.clipped), fn.sensitivity("replace")
+      ([1.1, 0.8], 0.5, 2.0)
 
     References:
       M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
       Algorithm 1.
+      Z. Bu, Y.-X. Wang, S. Zha, G. Karypis, Differentially private optimization on large model at
+      small cost, 2022, arXiv:2210.00038, Algorithm 1.
     """
     check_number("l2_clip_norm", l2_clip_norm, low=0, low_open=True, scalar=True)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
-
-    def scalar(params: PyTree, example: PyTree, key: Key | None) -> Array:
-        out = loss_fn(params, example, key)
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"loss_fn must return a pair (scalar, aux) (got {type(out).__name__})")
-        return out[0]
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a clipping rule such as flat (got {rule!r})")
+    scalar = partial(_scalar, loss_fn)
 
     def one_chunk(
-        params: PyTree, limit: Array, data: PyTree, mask: Array, keys: Array | None
-    ) -> tuple[PyTree, ClipInfo]:
+        params: PyTree, limit: Array, block: int, data: PyTree, mask: Array, keys: Array | None
+    ) -> tuple[Any, ClipInfo]:
         # Differentiating by parameters that all shards share would add up over the shards, before
         # any clipping; with a copy on each shard every row keeps a gradient of its own.
-        params = _varying(params, _axes((data, mask, keys)))
-        per_example = jax.vmap(jax.value_and_grad(scalar), (None, 0, None if keys is None else 0))
-        losses, grads = canonical_convolutions(per_example)(params, data, keys)
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-        scale, unit, lengths = _scales(grads, limit)
-        finite = jnp.isfinite(lengths)
-        used = mask & finite
-        longer = used & (lengths > jnp.asarray(l2_clip_norm, jnp.float32) / unit)
+        params = varying(params, axes_of((data, mask, keys)))
+        book = open_book(scalar, params, data, keys)
+        groups, shares = rule.groups(params)
+        part = jnp.asarray(shares, jnp.float32)
+
+        def run(params: list[Array], rows: list[Array], mask: Array, limit: Array) -> Any:
+            losses, pages = keep(book, params, rows)
+            of = [groups[entry.leaf] for entry in book.entries]
+            bounds = jnp.asarray(l2_clip_norm, jnp.float32) * part
+            return losses, clip(book, pages, mask, rule, of, bounds, limit * part, block)
+
+        run = canonical_convolutions(run)
+        flat_params, rows = jax.tree.leaves(params), jax.tree.leaves((data, keys))
+        losses, (total, used, longer) = run(flat_params, rows, mask, limit)
         info = ClipInfo(
             jnp.sum(jnp.where(used, losses.astype(jnp.float32), 0.0)),
             jnp.sum(longer.astype(jnp.float32)),
             jnp.sum(mask.astype(jnp.float32)),
-            jnp.sum((mask & ~finite).astype(jnp.float32)),
+            jnp.sum((mask & ~used).astype(jnp.float32)),
         )
-        return _sum_of_rows(grads, jnp.where(used, scale, 0.0), unit, used), info
+        return total, info
 
     def fn(params: PyTree, batch: Batch, *, key: Key | None = None) -> tuple[PyTree, ClipInfo]:
-        mask = batch.mask
-        if mask.ndim != 1 or mask.dtype != jnp.bool_:
-            raise ValueError(
-                f"mask must be one bool a row (got shape {mask.shape}, dtype {mask.dtype})"
-            )
-        if not jax.tree.leaves(params):
-            raise ValueError(f"params must hold at least one array (got params={params!r})")
-        for leaf in jax.tree.leaves(batch.data):
-            if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != mask.shape[0]:
-                raise ValueError(
-                    f"data must have {mask.shape[0]} rows, one a mask entry "
-                    f"(got an array of shape {jnp.shape(leaf)})"
-                )
-        if mask.shape[0] > _MOST_ROWS:
-            raise ValueError(
-                f"a sum in float32 is bounded for at most {_MOST_ROWS} rows (got {mask.shape[0]})"
-            )
-        keys = None if key is None else example_keys(key, mask)
+        mask, keys = batch.mask, _checked(params, batch, key)
+        rows = mask.shape[0]
+        params = jax.tree.map(jnp.asarray, params)
+        block, margin = _block_and_margin(min(rows, chunk_size or rows), rows)
         bound = jnp.asarray(l2_clip_norm, jnp.float32)
-        limit = jnp.where(bound < _LEAST_BOUND, 0.0, bound)
-        limit = limit * (_SHRINK * rounding_margin(mask.shape[0]))
-        fixed, rows = partial(one_chunk, params, limit), (batch.data, mask, keys)
-        if chunk_size is None or chunk_size >= mask.shape[0]:
-            sums, info = fixed(*rows)
+        limit = jnp.where(bound < _LEAST_BOUND, 0.0, bound) * (_SHRINK * margin)
+        fixed = partial(one_chunk, params, limit, block)
+        data = jax.tree.map(jnp.asarray, batch.data)
+        if chunk_size is None or chunk_size >= rows:
+            (high, low), info = fixed(data, mask, keys)
         else:
-            axes = _axes((params, limit, rows))
-            sums, info = _summed_in_chunks(fixed, *rows, chunk_size, axes)
-        # The one rounding, which the margin pays for.
-        sums = jax.tree.map(lambda pair: pair.sum(axis=0), sums)
+            axes = axes_of((params, limit, data, mask, keys))
+            (high, low), info = _summed_in_chunks(fixed, data, mask, keys, chunk_size, axes)
+        # The one rounding of the whole, which the margin pays for.
+        sums = high if low is None else [h + v for h, v in zip(high, low, strict=True)]
         count = jnp.maximum(info.size - info.nonfinite, 1.0)
-        return sums, info._replace(loss=info.loss / count, clipped=info.clipped / count)
+        info = info._replace(loss=info.loss / count, clipped=info.clipped / count)
+        return jax.tree.unflatten(jax.tree.structure(params), sums), info
 
-    return fn
+    def sensitivity(adjacency: str) -> Number:
+        check_choice("adjacency", adjacency, ("add_remove", "replace"))
+        return l2_clip_norm if adjacency == "add_remove" else 2 * l2_clip_norm
+
+    cast(Any, fn).sensitivity = sensitivity
+    return cast(ClippedGrad, fn)
 
 
-def _axes(tree: PyTree) -> frozenset[str]:
-    """The axes of a ``shard_map`` over which some leaf varies (none if it does not keep track)."""
-    leaves = jax.tree.leaves(tree)
-    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
+def per_example_norms(
+    loss_fn: Callable[..., tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    *,
+    key: Key | None = None,
+) -> Array:
+    """The l2 norm of each example's gradient, over all parameters; not private.
+
+    Args:
+      loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example.
+      params: pytree of floating arrays.
+      batch: rows; masked ones have a norm too.
+      key: of which each example gets ``fold_in(key, row)``.
+
+    Returns:
+      float32 ``[B]``; inf or NaN where a gradient is not finite, or its square overflows.
+
+    Raises:
+      TypeError: if a parameter is not floating point.
+      ValueError: as `clipped_grad`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> batch = Batch(jnp.array([[3.0, 4.0], [0.5, 0.0]]), jnp.array([True, True]))
+      >>> per_example_norms(lambda w, x, key: (w @ x, None), jnp.zeros(2), batch).tolist()
+      [5.0, 0.5]
+
+    References:
+      X. Li, F. Tramer, P. Liang, T. Hashimoto, Large language models can be strong differentially
+      private learners, 2022, arXiv:2110.05679, Section 4.
+    """
+    keys = _checked(params, batch, key)
+    data, params = jax.tree.map(jnp.asarray, (batch.data, params))
+    params = varying(params, axes_of((data, keys)))
+    book = open_book(partial(_scalar, loss_fn), params, data, keys)
+    if not book.entries:
+        return jnp.zeros(batch.mask.shape, jnp.float32)
+
+    def norms(params: list[Array], rows: list[Array]) -> Array:
+        return jnp.sqrt(jnp.sum(lengths_squared(book, keep(book, params, rows)[1]), axis=0))
+
+    rows = jax.tree.leaves((data, keys))
+    return canonical_convolutions(norms)(jax.tree.leaves(params), rows)
 
 
-def _varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """The same values, marked as varying over these axes."""
+def explain_clipping(
+    loss_fn: Callable[..., tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    *,
+    key: Key | None = None,
+) -> str:
+    """Tells how `clipped_grad` gets at the gradient of each parameter, and why.
 
-    def mark(leaf: Array) -> Array:
-        missing = tuple(sorted(axes - _axes(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+    Args:
+      loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example.
+      params: pytree of floating arrays.
+      batch: rows; only shapes and types are looked at.
+      key: as for `clipped_grad`.
 
-    return jax.tree.map(mark, tree)
+    Returns:
+      A table, to be printed: for each parameter its shape, the rule, how many bytes are kept for
+      it (besides what enters and leaves the layer), and the reason.
+
+    Raises:
+      TypeError: if a parameter is not floating point.
+      ValueError: as `clipped_grad`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> batch = Batch(jnp.ones((8, 3)), jnp.ones(8, bool))
+      >>> print(explain_clipping(lambda w, x, key: (w @ x, None), {"w": jnp.zeros(3)}, batch))
+      parameter  shape  rule      bytes  why
+      ['w']      (3,)   dot Gram  64     1 positions of 3 x 1: Gram 40, gradient 96 operations
+
+    References:
+      Z. Bu, Y.-X. Wang, S. Zha, G. Karypis, Differentially private optimization on large model at
+      small cost, 2022, arXiv:2210.00038, Section 3 (the choice by cost).
+    """
+    keys = _checked(params, batch, key)
+    book = open_book(partial(_scalar, loss_fn), params, batch.data, keys)
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    count = batch.mask.shape[0]
+    lines = [("parameter", "shape", "rule", "bytes", "why")]
+    entries = {entry.leaf: entry for entry in book.entries}
+    for leaf, (name, shape) in enumerate(zip(names, book.shapes, strict=True)):
+        entry = entries.get(leaf)
+        if entry is None:
+            rule, kept, why = "none", 0, "the loss does not depend on it"
+        elif entry.form is None:
+            rule, kept, why = "vmap", math.prod(shape), book.plan.tapped[leaf]
+        else:
+            rule, kept, why = entry.form.rule, entry.form.numbers, entry.form.why
+        lines.append((name or "params", str(shape), rule, f"{4 * count * kept:,}", why))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(line[:4], widths, strict=True)), line[4]])
+        for line in lines
+    )
+
+
+def _scalar(
+    loss_fn: Callable[..., tuple[Array, PyTree]], params: PyTree, example: PyTree, key: Key | None
+) -> Array:
+    out = loss_fn(params, example, key)
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"loss_fn must return a pair (scalar, aux) (got {type(out).__name__})")
+    return out[0]
+
+
+def _checked(params: PyTree, batch: Batch, key: Key | None) -> Array | None:
+    """A key for each row; raises where the arguments do not fit together."""
+    mask = batch.mask
+    if mask.ndim != 1 or mask.dtype != jnp.bool_:
+        raise ValueError(
+            f"mask must be one bool a row (got shape {mask.shape}, dtype {mask.dtype})"
+        )
+    if not jax.tree.leaves(params):
+        raise ValueError(f"params must hold at least one array (got params={params!r})")
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(f"params must be floating point (got dtype {jnp.result_type(leaf)})")
+    for leaf in jax.tree.leaves(batch.data):
+        if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != mask.shape[0]:
+            raise ValueError(
+                f"data must have {mask.shape[0]} rows, one a mask entry "
+                f"(got an array of shape {jnp.shape(leaf)})"
+            )
+    if mask.shape[0] > _MOST_ROWS:
+        raise ValueError(
+            f"a sum in float32 is bounded for at most {_MOST_ROWS} rows (got {mask.shape[0]})"
+        )
+    return None if key is None else example_keys(key, mask)
 
 
 def rounding_margin(rows: int) -> float:
@@ -174,54 +330,16 @@ def rounding_margin(rows: int) -> float:
     return 1 - 2.0**-23 * rows
 
 
-def _scales(grads: PyTree, limit: Array) -> tuple[Array, Array, Array]:
-    """``(s, u, r)``, ``[B]`` each: s times ``g / u``, of length r, is ``g`` cut to the limit.
+def _block_and_margin(most: int, rows: int) -> tuple[int, float]:
+    """How many rows to add in float32, at most so many, and what to shrink C by.
 
-    u is the power of two below the largest entry: exact to divide by, and far from underflow and
-    overflow, as its reciprocal has to be (compilers multiply by that, and flush it if subnormal).
+    Each addition rounds a partial sum of at most k C, k = 1 ... b, and so errs by at most k C /
+    2^24: ``b (b + 1) / 2`` of these in a block. Two more roundings of each summand, as it is scaled
+    and multiplied, make it ``b (b + 5) / 2``; all blocks ``B (b + 5) / 2``; two neighbouring
+    batches ``B (b + 5)``. Rounding the whole costs 2 B.
     """
-    flat = [g.reshape(g.shape[0], math.prod(g.shape[1:])) for g in jax.tree.leaves(grads)]
-    top = jnp.max(jnp.stack([jnp.max(jnp.abs(g), axis=1, initial=0.0) for g in flat]), axis=0)
-    exponent = lax.bitcast_convert_type(top, jnp.uint32) & np.uint32(0x7F800000)
-    unit = jnp.clip(lax.bitcast_convert_type(exponent, jnp.float32), 2.0**-100, 2.0**100)
-    squares = [jnp.sum(jnp.square(g / unit[:, None]), axis=1) for g in flat]
-    lengths = jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
-    scale = jnp.minimum(unit, limit / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny))
-    return scale, unit, lengths
-
-
-def _sum_of_rows(grads: PyTree, scale: Array, unit: Array, used: Array) -> PyTree:
-    """The sum over rows of ``scale g / unit``, added in 64 bits, as pairs of float32 ``[2, ...]``.
-
-    A float32 sum of B rows may err by B^2 / 2^24 of one row, so that one row more or less would
-    move it by far more than its length. Row by row, since a 64-bit copy of the gradients would take
-    twice their memory.
-    """
-
-    def add(i: Array, totals: PyTree) -> PyTree:
-        def row(total: Array, g: Array) -> Array:
-            # 0 * NaN is NaN: what does not count has to be cleared, not only scaled.
-            part = jnp.where(used[i], g[i] / unit[i], 0.0).astype(jnp.float64)
-            return total + scale[i].astype(jnp.float64) * part
-
-        return jax.tree.map(row, totals, grads)
-
-    with jax.enable_x64(True):
-        zero = jax.tree.map(lambda g: jnp.zeros(g.shape[1:], jnp.float64), grads)
-        zero = _varying(zero, _axes((grads, scale, unit, used)))
-        totals = lax.fori_loop(0, used.shape[0], add, zero, unroll=min(8, used.shape[0]))
-        return jax.tree.map(_as_pair, totals)
-
-
-def _as_pair(value: Array) -> Array:
-    """A 64-bit number as two of 32 bits, which hold 48; within the island."""
-    high = value.astype(jnp.float32)
-    return jnp.stack([high, (value - high.astype(jnp.float64)).astype(jnp.float32)])
-
-
-def _add_pairs(a: Array, b: Array) -> Array:
-    with jax.enable_x64(True):
-        return _as_pair(a.astype(jnp.float64).sum(axis=0) + b.astype(jnp.float64).sum(axis=0))
+    block = max(1, min(most, int(_MOST_MARGIN * 2**24 / max(rows, 1)) - 7))
+    return block, 1 - 2.0**-24 * rows * (block + 7)
 
 
 def _summed_in_chunks(
@@ -231,7 +349,7 @@ def _summed_in_chunks(
     keys: Array | None,
     size: int,
     axes: frozenset[str],
-) -> tuple[PyTree, ClipInfo]:
+) -> tuple[Any, ClipInfo]:
     """Adds up what ``one_chunk`` returns, over chunks; the last is padded with masked rows."""
     rows = mask.shape[0]
     count = -(-rows // size)
@@ -241,7 +359,7 @@ def _summed_in_chunks(
     index = jnp.where(inside, index, 0)
 
     def cut(leaf: Array) -> Array:
-        return jnp.asarray(leaf)[index].reshape(count, size, *jnp.shape(leaf)[1:])
+        return leaf[index].reshape(count, size, *jnp.shape(leaf)[1:])
 
     chunks = jax.tree.map(cut, (data, mask, keys))
     inside = inside.reshape(count, size)
@@ -249,11 +367,14 @@ def _summed_in_chunks(
     def add(carry: PyTree, chunk: Any) -> tuple[PyTree, None]:
         (data, mask, keys), inside = chunk
         sums, info = one_chunk(data, mask & inside, keys)
-        sums = jax.tree.map(_add_pairs, carry[0], sums)
-        return (sums, jax.tree.map(jnp.add, carry[1], info)), None
+        return (add_pairs(carry[0], sums), jax.tree.map(jnp.add, carry[1], info)), None
+
+    def start(chunk: Any) -> PyTree:
+        (high, _), info = one_chunk(*chunk)
+        return (high, high), info
 
     zero = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(one_chunk, *jax.tree.map(lambda leaf: leaf[0], chunks)),
+        jax.eval_shape(start, jax.tree.map(lambda leaf: leaf[0], chunks)),
     )
-    return lax.scan(add, _varying(zero, axes), (chunks, inside))[0]
+    return lax.scan(add, varying(zero, axes), (chunks, inside))[0]

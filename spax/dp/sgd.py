@@ -16,6 +16,7 @@ from spax.checks import check_key, check_number, is_concrete
 from spax.crypto.chacha import normal_from_words
 from spax.dp.accounting import rdp
 from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
+from spax.dp.rules import Rule, flat
 from spax.dp.sampling import Batch, Poisson
 from spax.typing import Array, Key, Number, PyTree
 
@@ -185,6 +186,7 @@ def private_grad(
     noise_multiplier: Number,
     sampling: Poisson,
     chunk_size: int | None = None,
+    rule: Rule = flat,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[PrivateGrad, PrivacyState]]:
     """The gradient of DP-SGD, with its receipt.
@@ -201,6 +203,7 @@ def private_grad(
         (half a second). 0: no noise, and epsilon is inf.
       sampling: the rule that batches are drawn by.
       chunk_size: examples differentiated at a time; None: all. Memory against time only.
+      rule: of clipping, as for `clipped_grad`; the sensitivity is C with any of them.
       axis_name: of a ``shard_map`` or ``vmap`` axis over which each batch is spread (each shard
         has its share of the capacity and the same key): sums are added over it, and the noise is
         added once.
@@ -235,18 +238,45 @@ def private_grad(
       M. Abadi et al., Deep learning with differential privacy, 2016, arXiv:1607.00133,
       Algorithm 1.
     """
+    return private_step(
+        loss_fn,
+        l2_clip_norm=l2_clip_norm,
+        noise_multiplier=noise_multiplier,
+        accounted=noise_multiplier,
+        sampling=sampling,
+        chunk_size=chunk_size,
+        rule=rule,
+        axis_name=axis_name,
+    )
+
+
+def private_step(
+    loss_fn: Callable[..., tuple[Array, PyTree]],
+    *,
+    l2_clip_norm: Number,
+    noise_multiplier: Number,
+    accounted: Number,
+    sampling: Poisson,
+    chunk_size: int | None = None,
+    rule: Rule = flat,
+    axis_name: str | None = None,
+) -> Callable[..., tuple[PrivateGrad, PrivacyState]]:
+    """`private_grad`, accounted as if it had another noise multiplier.
+
+    For releases in company: ``accounted`` is that of all that is released of a batch together.
+    """
     _check_sampling(sampling)
     check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
     # The sum over shards is rounded once more than that of each.
     margin = 1.0 if axis_name is None else rounding_margin(sampling.capacity)
-    clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size)
+    clipped = clipped_grad(
+        loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size, rule=rule
+    )
 
     def cost() -> tuple[Array, Array]:
-        return rdp.subsampled_gaussian(
-            noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
-        )
+        return rdp.subsampled_gaussian(noise_multiplier=accounted, sampling_rate=sampling.rate)
 
-    known = cost() if is_concrete(noise_multiplier) else None
+    known = cost() if is_concrete(accounted) else None
     overflow = _above(sampling.overflow)
 
     def step(
