@@ -1,8 +1,56 @@
 """Differential privacy: sampling, clipping, noise, and an account of what was spent."""
 
-from spax.dp import accounting
+from spax.dp import accounting, publishing
+from spax.dp.adam import (
+    AdamBiasCorrectedState,
+    adam_bias_corrected,
+    scale_by_adam_bias_corrected,
+)
 from spax.dp.clipping import ClipInfo, clipped_grad
-from spax.dp.sampling import Batch, Poisson, capacity_for, sample
+from spax.dp.discrete import discrete_gaussian, discrete_laplace, rounded_sensitivity
+from spax.dp.federated import (
+    Estimator,
+    FedAvg,
+    FedAvgState,
+    clipped_denominator,
+    fedavg,
+    fixed_denominator,
+)
+from spax.dp.matrix_factorization import (
+    CorrelatedNoise,
+    NoiseState,
+    banded_noise,
+    factorization_error,
+    optimize_banded,
+    toeplitz_sensitivity,
+    toeplitz_sqrt,
+    tree_noise,
+)
+from spax.dp.mechanisms import (
+    analytic_noise_multiplier,
+    classic_noise_multiplier,
+    debias_counts,
+    exponential,
+    exponential_noise,
+    gaussian,
+    gumbel_noise,
+    laplace,
+    laplace_noise,
+    noisy_max,
+    randomized_response,
+)
+from spax.dp.sampling import (
+    BallsInBins,
+    Batch,
+    FixedSize,
+    Poisson,
+    Sampling,
+    Shuffled,
+    Users,
+    capacity_for,
+    sample,
+    shuffle,
+)
 from spax.dp.sgd import (
     PrivacyState,
     PrivateGrad,
@@ -14,18 +62,56 @@ from spax.dp.sgd import (
 )
 
 __all__ = [
+    "AdamBiasCorrectedState",
+    "BallsInBins",
     "Batch",
     "ClipInfo",
+    "CorrelatedNoise",
+    "Estimator",
+    "FedAvg",
+    "FedAvgState",
+    "FixedSize",
+    "NoiseState",
     "Poisson",
     "PrivacyState",
     "PrivateGrad",
+    "Sampling",
+    "Shuffled",
+    "Users",
     "accounting",
+    "adam_bias_corrected",
     "add_noise",
+    "analytic_noise_multiplier",
+    "banded_noise",
     "capacity_for",
+    "classic_noise_multiplier",
+    "clipped_denominator",
     "clipped_grad",
+    "debias_counts",
+    "discrete_gaussian",
+    "discrete_laplace",
     "epsilon",
+    "exponential",
+    "exponential_noise",
+    "factorization_error",
+    "fedavg",
+    "fixed_denominator",
+    "gaussian",
+    "gumbel_noise",
     "init_privacy",
+    "laplace",
+    "laplace_noise",
     "noised_sums",
+    "noisy_max",
+    "optimize_banded",
     "private_grad",
+    "publishing",
+    "randomized_response",
+    "rounded_sensitivity",
     "sample",
+    "scale_by_adam_bias_corrected",
+    "shuffle",
+    "toeplitz_sensitivity",
+    "toeplitz_sqrt",
+    "tree_noise",
 ]
