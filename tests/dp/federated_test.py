@@ -77,7 +77,6 @@ def test_one_record_and_one_step_a_user_are_dp_sgd(problem, noise):
         grads = jax.grad(loss_fn, has_aux=True)(params, example, key)[0]
         return jax.tree.map(jnp.subtract, params, grads)
 
-    average = MAKE(noise_multiplier=noise)
     average = dp.fedavg(
         one_step, optax.sgd(rate), l2_clip_norm=S, noise_multiplier=noise, sampling=USERS
     )
