@@ -1,6 +1,11 @@
 """Differential privacy: sampling, clipping, noise, and an account of what was spent."""
 
-from spax.dp import accounting
+from spax.dp import accounting, publishing
+from spax.dp.adam import (
+    AdamBiasCorrectedState,
+    adam_bias_corrected,
+    scale_by_adam_bias_corrected,
+)
 from spax.dp.adaptive import AdaptiveClip, adaptive_private_grad, split_noise_multiplier
 from spax.dp.clipping import (
     ClipInfo,
@@ -10,8 +15,51 @@ from spax.dp.clipping import (
     per_example_norms,
 )
 from spax.dp.coupling import check_per_example
+from spax.dp.discrete import discrete_gaussian, discrete_laplace, rounded_sensitivity
+from spax.dp.federated import (
+    Estimator,
+    FedAvg,
+    FedAvgState,
+    clipped_denominator,
+    fedavg,
+    fixed_denominator,
+)
+from spax.dp.matrix_factorization import (
+    CorrelatedNoise,
+    NoiseState,
+    banded_noise,
+    factorization_error,
+    optimize_banded,
+    toeplitz_sensitivity,
+    toeplitz_sqrt,
+    tree_noise,
+)
+from spax.dp.mechanisms import (
+    analytic_noise_multiplier,
+    classic_noise_multiplier,
+    debias_counts,
+    exponential,
+    exponential_noise,
+    gaussian,
+    gumbel_noise,
+    laplace,
+    laplace_noise,
+    noisy_max,
+    randomized_response,
+)
 from spax.dp.rules import Rule, automatic, flat, normalised, per_layer
-from spax.dp.sampling import Batch, Poisson, capacity_for, sample
+from spax.dp.sampling import (
+    BallsInBins,
+    Batch,
+    FixedSize,
+    Poisson,
+    Sampling,
+    Shuffled,
+    Users,
+    capacity_for,
+    sample,
+    shuffle,
+)
 from spax.dp.sgd import (
     PrivacyState,
     PrivateGrad,
@@ -23,30 +71,68 @@ from spax.dp.sgd import (
 )
 
 __all__ = [
+    "AdamBiasCorrectedState",
     "AdaptiveClip",
+    "BallsInBins",
     "Batch",
     "ClipInfo",
     "ClippedGrad",
+    "CorrelatedNoise",
+    "Estimator",
+    "FedAvg",
+    "FedAvgState",
+    "FixedSize",
+    "NoiseState",
     "Poisson",
     "PrivacyState",
     "PrivateGrad",
     "Rule",
+    "Sampling",
+    "Shuffled",
+    "Users",
     "accounting",
+    "adam_bias_corrected",
     "adaptive_private_grad",
     "add_noise",
+    "analytic_noise_multiplier",
     "automatic",
+    "banded_noise",
     "capacity_for",
     "check_per_example",
+    "classic_noise_multiplier",
+    "clipped_denominator",
     "clipped_grad",
+    "debias_counts",
+    "discrete_gaussian",
+    "discrete_laplace",
     "epsilon",
     "explain_clipping",
+    "exponential",
+    "exponential_noise",
+    "factorization_error",
+    "fedavg",
+    "fixed_denominator",
     "flat",
+    "gaussian",
+    "gumbel_noise",
     "init_privacy",
+    "laplace",
+    "laplace_noise",
     "noised_sums",
+    "noisy_max",
     "normalised",
+    "optimize_banded",
     "per_example_norms",
     "per_layer",
     "private_grad",
+    "publishing",
+    "randomized_response",
+    "rounded_sensitivity",
     "sample",
+    "scale_by_adam_bias_corrected",
+    "shuffle",
     "split_noise_multiplier",
+    "toeplitz_sensitivity",
+    "toeplitz_sqrt",
+    "tree_noise",
 ]

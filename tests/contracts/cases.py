@@ -110,6 +110,34 @@ def _release(privacy: Any, key: Any) -> Any:
     return _STEP(jnp.ones(3), batch, privacy, key=key)
 
 
+_AVERAGE = dp.fedavg(
+    lambda params, x, key: params - 0.5 * (params - x.mean(axis=0)),
+    optax.sgd(1.0),
+    l2_clip_norm=0.5,
+    noise_multiplier=2.0,
+    sampling=dp.Users(rate=0.5, capacity=8, num_users=8),
+)
+
+
+def _round(state: Any, key: Any) -> Any:
+    """The new model comes out too: diagnostics do not depend on the key."""
+    clients = dp.Batch(jnp.linspace(-1, 1, 48).reshape(8, 3, 2), jnp.arange(8) % 3 > 0)
+    _, state = _AVERAGE.update(state, clients, key=key)
+    return state.params, state
+
+
+_BANDED = dp.banded_noise(
+    dp.toeplitz_sqrt(8, bands=3), steps=8, noise_multiplier=2.0, l2_clip_norm=0.5
+)
+_TREE = dp.tree_noise(steps=8, noise_multiplier=2.0, l2_clip_norm=0.5)
+_ADAM = dp.adam_bias_corrected(0.1, noise_variance=0.01)
+_DECAY = dp.publishing.validation_decay(8.0, period=2, threshold=0.1, factor=0.5)
+
+
+def _adapt(state: Any, key: Any) -> Any:
+    return _ADAM.update(jnp.array([0.5, -1.0]), state)
+
+
 def _spend(state: Any, key: Any) -> Any:
     return rdp.update(state, noise_multiplier=2.0, steps=3)
 
@@ -225,6 +253,41 @@ STATES: Mapping[str, tuple[State, ...]] = {
             draws=True,
         ),
     ),
+    "fedavg": (
+        State(
+            lambda: _AVERAGE.init(jnp.zeros(2)),
+            _round,
+            lambda s: int(s.privacy.steps),
+            draws=True,
+        ),
+    ),
+    "banded_noise": (
+        State(
+            lambda: _BANDED.init({"w": jnp.zeros((2, 3))}),
+            lambda state, key: _BANDED.update(state, key=key),
+            lambda s: int(s.steps),
+            draws=True,
+        ),
+    ),
+    "tree_noise": (
+        State(
+            lambda: _TREE.init({"w": jnp.zeros((2, 3))}),
+            lambda state, key: _TREE.update(state, key=key),
+            lambda s: int(s.steps),
+            draws=True,
+        ),
+    ),
+    "adam_bias_corrected": (
+        State(lambda: _ADAM.init(jnp.zeros(2)), _adapt, lambda s: int(s[0].steps), draws=False),
+    ),
+    "publishing.validation_decay": (
+        State(
+            _DECAY.init,
+            lambda state, key: _DECAY.update(state, 0.5),
+            lambda s: int(s.checks),
+            draws=False,
+        ),
+    ),
     "rdp.update": (State(rdp.init, _spend, _spent, draws=False),),
 }
 
@@ -274,31 +337,74 @@ OTHERS: Mapping[str, str] = {
     "random_resize_pad": "a preprocessing step, tested as randomized_resize",
     "truncated_normal_eps": "a sampler of radii",
     # dp
+    "AdamBiasCorrectedState": "the state of adam_bias_corrected",
     "AdaptiveClip": "the clipping norm of adaptive_private_grad",
+    "BallsInBins": "a rule, with no state",
     "Batch": "a container",
     "ClipInfo": "what clipped_grad reports",
     "ClippedGrad": "what clipped_grad returns",
+    "CorrelatedNoise": "what banded_noise and tree_noise return",
+    "Estimator": "what an estimator returns",
+    "FedAvg": "what fedavg returns",
+    "FedAvgState": "the state of fedavg",
+    "FixedSize": "a rule, with no state",
+    "NoiseState": "the state of banded_noise and tree_noise",
     "Poisson": "a rule, with no state",
     "PrivacyState": "the state of private_grad",
     "PrivateGrad": "what private_grad returns",
     "Rule": "of clipping, with no state",
+    "Sampling": "any of the rules",
+    "Shuffled": "a rule, with no state",
+    "Users": "a rule, with no state",
     "accounting": "the folder of accountants; each is a room of its own here",
-    "add_noise": "a draw, the noise of private_grad",
     "adaptive_private_grad": "private_grad, and an exponential of a noised count",
+    "add_noise": "a draw, the noise of private_grad",
+    "analytic_noise_multiplier": "a number, from numbers",
     "automatic": "a rule of clipping",
     "capacity_for": "a number, from numbers",
     "check_per_example": "a check of a loss",
+    "classic_noise_multiplier": "a number, from numbers",
+    "clipped_denominator": "an estimator of fedavg",
     "clipped_grad": "the sum that private_grad adds noise to",
+    "debias_counts": "an estimate, from counts",
+    "discrete_gaussian": "a mechanism, with no state",
+    "discrete_laplace": "a mechanism, with no state",
     "epsilon": "read from a state",
     "explain_clipping": "a table of text",
+    "exponential": "a mechanism, with no state",
+    "exponential_noise": "a draw, the noise of noisy_max",
+    "factorization_error": "a number, from numbers",
+    "fixed_denominator": "an estimator of fedavg",
     "flat": "a rule of clipping",
+    "gaussian": "a mechanism, with no state",
+    "gumbel_noise": "a draw, the noise of noisy_max",
     "init_privacy": "the first state of private_grad",
-    "normalised": "a rule of clipping",
+    "laplace": "a mechanism, with no state",
+    "laplace_noise": "a draw, the noise of noisy_max",
     "noised_sums": "an optax transformation, whose state is empty",
+    "noisy_max": "a mechanism, with no state",
+    "normalised": "a rule of clipping",
+    "optimize_banded": "coefficients of banded_noise",
     "per_example_norms": "norms, whose squares clipped_grad sums",
     "per_layer": "a rule of clipping",
+    "publishing": "a room of its own here",
+    "publishing.ValidationDecay": "what validation_decay returns",
+    "publishing.ValidationDecayState": "the state of validation_decay",
+    "publishing.exponential_decay": "a schedule",
+    "publishing.polynomial_decay": "a schedule",
+    "publishing.rho_reshuffle": "a number, from numbers",
+    "publishing.sampling_epsilon": "a number, from numbers",
+    "publishing.step_decay": "a schedule",
+    "publishing.time_decay": "a schedule",
+    "publishing.within_budget": "a verdict, from numbers",
+    "randomized_response": "a mechanism, with no state",
+    "rounded_sensitivity": "a number, from numbers",
     "sample": "a draw of a batch",
+    "scale_by_adam_bias_corrected": "the first half of adam_bias_corrected",
+    "shuffle": "a draw of an order",
     "split_noise_multiplier": "a number, from numbers",
+    "toeplitz_sensitivity": "a number, from numbers",
+    "toeplitz_sqrt": "coefficients of banded_noise",
     "rdp.ORDERS": "a constant",
     "rdp.RdpState": "the state of rdp.update",
     "rdp.add": "the cheap half of rdp.update",

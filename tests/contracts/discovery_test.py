@@ -15,6 +15,7 @@ ROOMS = (
     "poisoning",
     "dp",
     "dp.accounting.rdp",
+    "dp.publishing",
     "leakage",
     "crypto",
     "gradients",
