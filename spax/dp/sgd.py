@@ -241,7 +241,7 @@ def private_grad(
     margin = 1.0 if axis_name is None else rounding_margin(sampling.capacity)
     clipped = clipped_grad(loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size)
 
-    def cost() -> tuple[Array, Array]:
+    def cost() -> rdp.RdpCost:
         return rdp.subsampled_gaussian(
             noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
         )
