@@ -20,7 +20,6 @@ __all__ = [
     "log_excess_by_series",
     "poisson",
     "quick_log_excess",
-    "split",
 ]
 
 # The divergence is computed at these orders, to 1001 by quadrature and from there on by its series,
@@ -72,11 +71,11 @@ def full_batch(sigma: Array, sensitivity: float) -> Array:
 
 
 def fixed_size(sigma: Array, q: Array) -> Array:
-    """The divergence at `ORDERS` where batches are a share q of the data, drawn without replacement.
+    """The divergence at `ORDERS` where a share q of the data is drawn without replacement.
 
     For one unit replaced: the sum of a batch then moves by twice the clip norm. Wang, Balle and
-    Kasiviswanathan bound ``(a - 1) D_a`` at integer orders; it is convex in a, and 0 at 1, so that a
-    chord lies above it. What is no noise or no rate gives inf.
+    Kasiviswanathan bound ``(a - 1) D_a`` at integer orders; it is convex in a, and 0 at 1, so that
+    a chord lies above it. What is no noise or no rate gives inf.
     """
     valid = (sigma > 0) & (q >= 0) & (q <= 1)
     inside = valid & (q > 0) & (q < 1)
@@ -218,13 +217,3 @@ def log_excess_by_series(a: Array, s: Array, q: Array) -> Array:
 
     start = (jnp.asarray(2.0), jnp.asarray(-jnp.inf))
     return lax.while_loop(lambda carry: carry[0] <= a, add, start)[1]
-
-
-def split(value: Array) -> tuple[Array, Array]:
-    """A 64-bit number >= 0 as two of 32 bits whose sum is not below it."""
-    tiny = float(np.finfo(np.float32).tiny)
-    value = jnp.where(value > 0, jnp.maximum(value, 2 * tiny), value)
-    high = value.astype(jnp.float32)
-    low = jnp.where(jnp.isfinite(high), value - high.astype(jnp.float64), 0.0)
-    low = low.astype(jnp.float32)
-    return high, jnp.where(low != 0, jnp.nextafter(low, jnp.float32(np.inf)), low)

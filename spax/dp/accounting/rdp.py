@@ -15,7 +15,8 @@ from jax import lax
 
 from spax.checks import check_choice, check_number, is_concrete
 from spax.dp.accounting import divergences
-from spax.dp.accounting.divergences import ORDERS, split
+from spax.dp.accounting.divergences import ORDERS
+from spax.dp.accounting.pairs import joined, rounded_up, split, sum_of_pairs
 from spax.dp.accounting.rdp_search import calibrate
 from spax.typing import Array, Number
 
@@ -161,8 +162,8 @@ def fixed_size_gaussian(*, noise_multiplier: Number, sampling_rate: Number) -> R
     """A bound on the divergence of one Gaussian release on a set drawn without replacement.
 
     Args:
-      noise_multiplier: noise standard deviation over the bound on the norm of one unit's share, >= 0.
-        (Replacing a unit moves a sum by twice that bound; this is taken account of here.)
+      noise_multiplier: noise standard deviation over the clip norm, >= 0.
+        (Replacing a unit moves a sum by twice the clip norm; this is taken account of here.)
       sampling_rate: size of the set over the number of units, in [0, 1].
 
     Returns:
@@ -194,8 +195,9 @@ def full_batch_gaussian(*, noise_multiplier: Number, adjacency: str = "add_remov
     """Renyi divergence of one Gaussian release in which every unit takes part.
 
     Args:
-      noise_multiplier: noise standard deviation over the bound on the norm of one unit's share, >= 0.
-      adjacency: ``"add_remove"``, where a sum moves by that bound, or ``"replace"``, by twice it.
+      noise_multiplier: noise standard deviation over the clip norm, >= 0.
+      adjacency: ``"add_remove"``, where a sum moves by the clip norm, or ``"replace"``,
+        by twice it.
 
     Returns:
       An `RdpCost`, in nats.
@@ -236,11 +238,6 @@ def _divergence(sampler: str, adjacency: str, sigma: Number, q: Number) -> Array
 _COMPILED = {kind: jax.jit(function) for kind, function in _KINDS.items()}
 
 
-def _joined(state: RdpState) -> Array:
-    """The divergence in 64 bits; call it within the island."""
-    return state.total.astype(jnp.float64) + state.carry.astype(jnp.float64)
-
-
 def add(state: RdpState, cost: RdpCost) -> RdpState:
     """Adds the cost of one release: cheap, for use in loops.
 
@@ -266,18 +263,8 @@ def add(state: RdpState, cost: RdpCost) -> RdpState:
             f"(got a cost for {of_cost[0]!r}, {of_cost[1]!r})"
         )
     high, low = cost
-    total, error = _two_sum(state.total, high)
-    # Once more, so that the carry stays below the last bit of the total and is rounded there.
-    total, carry = _two_sum(total, state.carry + low + error)
+    total, carry = sum_of_pairs((state.total, state.carry), (high, low))
     return dataclasses.replace(state, total=total, carry=carry)
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Knuth's: the rounded sum, and what rounding it lost; together they hold 48 bits."""
-    total = a + b
-    shadow = total - a
-    error = (a - (total - shadow)) + (b - shadow)
-    return total, jnp.where(jnp.isfinite(total), error, 0.0)
 
 
 def update(
@@ -370,7 +357,7 @@ def _added_up(state: RdpState, *numbers: Number) -> Array:
     length = max(number.shape[0] for number in wide)
     wide = [jnp.broadcast_to(number, (length,)) for number in wide]
 
-    def step(total: Array, kind: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def step(total: Array, kind: tuple[Array, ...]) -> tuple[Array, None]:
         sigma, q, steps = kind
         count = jnp.ceil(steps)
         # What is no count must not look like nothing.
@@ -443,7 +430,7 @@ def epsilon_and_order(state: RdpState, delta: Number) -> tuple[Array, Array]:
         per_order = jnp.where(jnp.isnan(per_order), jnp.inf, per_order)
         best = jnp.argmin(per_order)
         bound = jnp.where(jnp.any(spent > 0), jnp.maximum(per_order[best], 0.0), 0.0)
-        return _rounded_up(bound), a[best].astype(jnp.float32)
+        return rounded_up(bound), a[best].astype(jnp.float32)
 
 
 def _conversion(delta: Number) -> Array:
@@ -523,20 +510,13 @@ def delta(state: RdpState, epsilon: Number) -> Array:
         log_delta = (a - 1) * (spent - budget + jnp.log1p(-1 / a)) - jnp.log(a)
         log_delta = jnp.where(jnp.isnan(log_delta), jnp.inf, log_delta)
         bound = jnp.exp(jnp.minimum(jnp.min(log_delta), 0.0))
-        return jnp.minimum(_rounded_up(jnp.where(jnp.any(spent > 0), bound, 0.0)), jnp.float32(1))
+        return jnp.minimum(rounded_up(jnp.where(jnp.any(spent > 0), bound, 0.0)), jnp.float32(1))
 
 
 def _spent(state: RdpState) -> Array:
     """The divergences, infinite where they are none: what is damaged must not look like nothing."""
-    joined = _joined(state)
-    if joined.shape != ORDERS.shape:
+    divergence = joined(state.total, state.carry)
+    if divergence.shape != ORDERS.shape:
         # The smallest epsilon of many states would be below that of most of them.
-        raise ValueError(f"one state at a time; vmap over many (got shape {joined.shape})")
-    return jnp.where(joined >= 0, joined, jnp.inf)
-
-
-def _rounded_up(value: Array) -> Array:
-    """A 64-bit number >= 0 in 32 bits, not below it."""
-    rounded = value.astype(jnp.float32)
-    above = jnp.nextafter(rounded, jnp.float32(np.inf))
-    return jnp.where(value > 0, above, rounded)
+        raise ValueError(f"one state at a time; vmap over many (got shape {divergence.shape})")
+    return jnp.where(divergence >= 0, divergence, jnp.inf)

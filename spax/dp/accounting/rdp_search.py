@@ -44,9 +44,9 @@ def calibrate(
 
     Guarantees:
       ``steps`` Poisson-sampled Gaussian releases of this noise are (epsilon, delta)-differentially
-      private, epsilon as returned, for adding or removing one unit. The noise is at most a thousandth
-      above the least one that this accountant can vouch for, unless epsilon is below some hundredths,
-      where it may be more. Traced numbers out of range give ``(inf, 0)``.
+      private, epsilon as returned, for adding or removing one unit. The noise is at most a
+      thousandth above the least one that this accountant can vouch for, unless epsilon is below
+      some hundredths, where it may be more. Traced numbers out of range give ``(inf, 0)``.
 
     Raises:
       ValueError: if a concrete number is out of range.
