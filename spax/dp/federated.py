@@ -6,21 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from spax.checks import check_key, check_number, is_concrete
-from spax.dp.accounting import rdp
+from spax.checks import check_key, check_number
 from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
-from spax.dp.sampling import Batch, Poisson, Users
+from spax.dp.sampling import Batch, Users
 from spax.dp.sgd import (
     PrivacyState,
-    _above,
     _exact_psum,
     _gathered,
     _split,
     add_noise,
+    charging,
     init_privacy,
 )
 from spax.loops import varying
@@ -201,15 +199,7 @@ def fedavg(
     check_number("total_weight", weight, low=0, low_open=True, scalar=True)
     expected = sampling.rate * float(weight)
     margin = 1.0 if axis_name is None else rounding_margin(sampling.capacity)
-    rule = Poisson(sampling.rate, sampling.capacity, sampling.num_users)
-    overflow = _above(sampling.overflow)
-
-    def cost() -> tuple[Array, Array]:
-        return rdp.subsampled_gaussian(
-            noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
-        )
-
-    known = cost() if is_concrete(noise_multiplier) else None
+    charge = charging(sampling, noise_multiplier)
 
     def weigh(client: PyTree) -> Array:
         if weight_fn is None:
@@ -218,12 +208,11 @@ def fedavg(
         return jnp.clip(jnp.where(jnp.isnan(value), 0.0, value), 0.0, 1.0)
 
     def init(params: PyTree) -> FedAvgState:
-        privacy = init_privacy(rule, unit=sampling.unit)
-        return FedAvgState(params, server_optimizer.init(params), privacy)
+        return FedAvgState(params, server_optimizer.init(params), init_privacy(sampling))
 
     def update(state: FedAvgState, clients: Batch, *, key: Any) -> tuple[ClipInfo, FedAvgState]:
         check_key(key, "a round")
-        if state.privacy.sampling != rule or state.privacy.spent.unit != sampling.unit:
+        if state.privacy.sampling != sampling:
             raise ValueError(
                 f"the state is for another sampling than this round's {sampling} "
                 f"(got {state.privacy.sampling})"
@@ -271,14 +260,8 @@ def fedavg(
             lambda g, p: (g / mean.denominator).astype(jnp.asarray(p).dtype), noised, params
         )
         updates, opt_state = server_optimizer.update(grads, state.opt_state, params)
-        privacy = state.privacy
-        total = privacy.overflow + overflow
-        privacy = dataclasses.replace(
-            privacy,
-            spent=rdp.add(privacy.spent, cost() if known is None else known),
-            overflow=jnp.where(overflow > 0, jnp.nextafter(total, jnp.float32(np.inf)), total),
-            steps=privacy.steps + 1,
+        return info, FedAvgState(
+            optax.apply_updates(params, updates), opt_state, charge(state.privacy)
         )
-        return info, FedAvgState(optax.apply_updates(params, updates), opt_state, privacy)
 
     return FedAvg(init, update)

@@ -395,7 +395,7 @@ def _source(
     kept: int,
     steps: int,
     stddev: Array,
-    cost: tuple[Array, Array],
+    cost: rdp.RdpCost,
 ) -> CorrelatedNoise:
     """The pair of functions around ``combine(buffer, standard normal, t) -> (noise, buffer)``."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from spax.crypto.chacha import normal_from_words
 from spax.dp.accounting import rdp
 from spax.dp.clipping import ClipInfo, clipped_grad, rounding_margin
 from spax.dp.rules import Rule, flat
-from spax.dp.sampling import Batch, Poisson
+from spax.dp.sampling import BallsInBins, Batch, Sampling, Shuffled
 from spax.typing import Array, Key, Number, PyTree
 
 _SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -43,13 +44,19 @@ class PrivacyState:
       spent: the accountant's state.
       overflow: float32 scalar: the probability that some batch overflowed, rounded up.
       steps: int32 scalar: number of releases.
+      least_noise: float32 scalar: the smallest noise multiplier of any release; inf before the
+        first. Another accountant that is told of ``steps`` releases with it errs to the safe side.
+      charged: float32 scalar: the smallest noise multiplier that the running epoch was charged for,
+        where the rule has epochs.
       sampling: static: the rule that batches were drawn by.
     """
 
     spent: rdp.RdpState
     overflow: Array
     steps: Array
-    sampling: Poisson = dataclasses.field(metadata={"static": True})
+    least_noise: Array
+    charged: Array
+    sampling: Sampling = dataclasses.field(metadata={"static": True})
 
 
 class PrivateGrad(NamedTuple):
@@ -64,28 +71,89 @@ class PrivateGrad(NamedTuple):
     diagnostics: ClipInfo
 
 
-def init_privacy(sampling: Poisson, *, unit: str = "record") -> PrivacyState:
+def init_privacy(sampling: Sampling, *, unit: str | None = None) -> PrivacyState:
     """The state before the first release.
 
     Args:
       sampling: the rule that batches will be drawn by; `private_grad` compares it with its own.
-      unit: whose data one row is: ``"record"``, or ``"user"`` where each row holds all of one
-        user's data.
+      unit: whose data one row is, where it is not the rule's own: ``"user"`` where each row holds
+        all of one user's data.
 
     Returns:
-      A `PrivacyState`: adjacency is adding or removing one unit.
+      A `PrivacyState`; its adjacency is that of the rule.
 
     Raises:
-      TypeError: if sampling is not a `Poisson`.
+      TypeError: if sampling is none of the rules.
 
     Example:
+      >>> from spax.dp import Poisson
       >>> privacy = init_privacy(Poisson(rate=0.1, capacity=30, num_records=100))
       >>> float(epsilon(privacy, 1e-5))
       0.0
     """
     _check_sampling(sampling)
     zero = jnp.zeros((), jnp.float32)
-    return PrivacyState(rdp.init(unit=unit), zero, jnp.zeros((), jnp.int32), sampling)
+    sampler, _ = _accounted_as(sampling)
+    spent = rdp.init(
+        sampler=sampler, adjacency=sampling.adjacency, unit=sampling.unit if unit is None else unit
+    )
+    most = jnp.full((), np.inf, jnp.float32)
+    return PrivacyState(spent, zero, jnp.zeros((), jnp.int32), most, most, sampling)
+
+
+def _accounted_as(sampling: Sampling) -> tuple[str, int]:
+    """The accountant's sampler, and of how many releases in a row one is charged.
+
+    Within an epoch of `Shuffled` or `BallsInBins` each unit takes part in one batch, wherever it
+    lies: all of them together cost what one release of all units does.
+    """
+    if isinstance(sampling, Shuffled | BallsInBins):
+        return "full_batch", sampling.batches
+    return sampling.sampler, 1
+
+
+def charging(
+    sampling: Sampling, noise_multiplier: Number
+) -> Callable[[PrivacyState], PrivacyState]:
+    """What a release does to the state: ``charge(privacy) -> privacy``."""
+    sampler, period = _accounted_as(sampling)
+
+    def cost() -> rdp.RdpCost:
+        if sampler == "poisson":
+            return rdp.subsampled_gaussian(
+                noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
+            )
+        if sampler == "fixed_size":
+            return rdp.fixed_size_gaussian(
+                noise_multiplier=noise_multiplier, sampling_rate=sampling.rate
+            )
+        return rdp.full_batch_gaussian(
+            noise_multiplier=noise_multiplier, adjacency=sampling.adjacency
+        )
+
+    known = cost() if is_concrete(noise_multiplier) else None
+    overflow = _above(sampling.overflow)
+
+    def charge(privacy: PrivacyState) -> PrivacyState:
+        spent = rdp.add(privacy.spent, cost() if known is None else known)
+        noise, charged = jnp.asarray(noise_multiplier, jnp.float32), privacy.charged
+        if period > 1:
+            starts = privacy.steps % period == 0
+            # Less noise in the middle of an epoch is charged as if it were another.
+            due = starts | ~(noise >= charged)
+            spent = jax.tree.map(partial(jnp.where, due), spent, privacy.spent)
+            charged = jnp.where(starts, _below(noise), jnp.minimum(charged, _below(noise)))
+        total = privacy.overflow + overflow
+        return dataclasses.replace(
+            privacy,
+            spent=spent,
+            overflow=jnp.where(overflow > 0, jnp.nextafter(total, jnp.float32(np.inf)), total),
+            steps=privacy.steps + 1,
+            least_noise=jnp.minimum(privacy.least_noise, _below(noise)),
+            charged=charged,
+        )
+
+    return charge
 
 
 def epsilon(privacy: PrivacyState, delta: Number) -> Array:
@@ -104,15 +172,17 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
       overflow, or a step added no noise.
 
     Guarantees:
-      Everything released is (epsilon, delta)-differentially private for adding or removing one
-      unit, as far as the noise is Gaussian: it is drawn in floating point, and cut off where
-      `add_noise` says (N numbers drawn in all add ``(1 + e^epsilon) N / 2^63`` to delta).
+      Everything released is (epsilon, delta)-differentially private for neighbours as the rule has
+      them (one unit added or removed, or one replaced), as far as the noise is Gaussian: it is
+      drawn in floating point, and cut off where `add_noise` says (N numbers drawn in all add
+      ``(1 + e^epsilon) N / 2^63`` to delta).
 
     Raises:
       ValueError: if delta is not a scalar, or a concrete one is outside (0, 1); on a batch of
         states.
 
     Example:
+      >>> from spax.dp import Poisson
       >>> float(epsilon(init_privacy(Poisson(0.1, 30, 100)), 1e-5))
       0.0
     """
@@ -184,24 +254,26 @@ def private_grad(
     *,
     l2_clip_norm: Number,
     noise_multiplier: Number,
-    sampling: Poisson,
+    sampling: Sampling,
     chunk_size: int | None = None,
     rule: Rule = flat,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[PrivateGrad, PrivacyState]]:
     """The gradient of DP-SGD, with its receipt.
 
-    ``(sum_i clip(g_i, C) + N(0, (sigma C)^2 I)) / (rate num_records)`` over a Poisson batch; the
-    divisor is the expected size, never the drawn one. Any optax chain may follow: that is
+    ``(sum_i clip(g_i, C) + N(0, (sigma C)^2 I)) / (rate num_records)`` over a batch; the divisor is
+    the expected size, never the drawn one. Any optax chain may follow: that is
     post-processing. The privacy state must be carried on even where the update is thrown away
     (``optax.apply_if_finite``, ``optax.MultiSteps``): the gradient was released all the same.
 
     Args:
       loss_fn: ``(params, example, key) -> (scalar, aux)`` of one example.
       l2_clip_norm: the bound C, > 0.
-      noise_multiplier: sigma, >= 0; may be traced, at the cost of accounting anew in every step
-        (half a second). 0: no noise, and epsilon is inf.
-      sampling: the rule that batches are drawn by.
+      noise_multiplier: sigma, >= 0, noise over C under any rule; may be traced, at the cost of
+        accounting anew in every step (half a second). 0: no noise, and epsilon is inf.
+      sampling: the rule that batches are drawn by. `Poisson` and `Users` are amplified by sampling;
+        `FixedSize` is too, where there is much noise; an epoch of `Shuffled` or `BallsInBins` is
+        charged as one release of all records (draw with ``step=privacy.steps``).
       chunk_size: examples differentiated at a time; None: all. Memory against time only.
       rule: of clipping, as for `clipped_grad`; the sensitivity is C with any of them.
       axis_name: of a ``shard_map`` or ``vmap`` axis over which each batch is spread (each shard
@@ -218,13 +290,13 @@ def private_grad(
       all steps are (`epsilon(privacy, delta)`, delta)-differentially private.
 
     Raises:
-      TypeError: if sampling is not a `Poisson`, or as `clipped_grad`.
+      TypeError: if sampling is none of the rules, or as `clipped_grad`.
       ValueError: if a concrete number is out of range; at the call: if the state was made for
         another rule, the batch has another capacity, or there is no key.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from spax.dp import sample
+      >>> from spax.dp import Poisson, sample
       >>> sampling = Poisson(rate=0.5, capacity=16, num_records=16)
       >>> loss_fn = lambda w, x, key: ((w - x) ** 2, None)
       >>> step = private_grad(loss_fn, l2_clip_norm=1.0, noise_multiplier=1.0, sampling=sampling)
@@ -256,7 +328,7 @@ def private_step(
     l2_clip_norm: Number,
     noise_multiplier: Number,
     accounted: Number,
-    sampling: Poisson,
+    sampling: Sampling,
     chunk_size: int | None = None,
     rule: Rule = flat,
     axis_name: str | None = None,
@@ -273,11 +345,7 @@ def private_step(
         loss_fn, l2_clip_norm=l2_clip_norm * margin, chunk_size=chunk_size, rule=rule
     )
 
-    def cost() -> tuple[Array, Array]:
-        return rdp.subsampled_gaussian(noise_multiplier=accounted, sampling_rate=sampling.rate)
-
-    known = cost() if is_concrete(accounted) else None
-    overflow = _above(sampling.overflow)
+    charge = charging(sampling, accounted)
 
     def step(
         params: PyTree, batch: Batch, privacy: PrivacyState, *, key: Any
@@ -305,25 +373,22 @@ def private_step(
         grads = jax.tree.map(
             lambda g, p: (g / sampling.expected_size).astype(jnp.asarray(p).dtype), noised, params
         )
-        spent = rdp.add(privacy.spent, cost() if known is None else known)
-        total = privacy.overflow + overflow
-        privacy = dataclasses.replace(
-            privacy,
-            spent=spent,
-            overflow=jnp.where(overflow > 0, jnp.nextafter(total, jnp.float32(jnp.inf)), total),
-            steps=privacy.steps + 1,
-        )
-        return PrivateGrad(grads, info), privacy
+        return PrivateGrad(grads, info), charge(privacy)
 
     return step
 
 
 def _check_sampling(sampling: Any) -> None:
-    if not isinstance(sampling, Poisson):
+    if not isinstance(sampling, Sampling):
         raise TypeError(
-            f"sampling must be a spax.dp.Poisson (got {type(sampling).__name__}): the "
-            "accounting holds for Poisson sampling only"
+            "sampling must be one of spax.dp's rules, such as Poisson "
+            f"(got {type(sampling).__name__})"
         )
+
+
+def _below(value: Array) -> Array:
+    """A smaller float32 number: what rounding to nearest may have raised is undone."""
+    return jnp.nextafter(value, jnp.float32(-np.inf))
 
 
 def _above(value: float) -> np.float32:
