@@ -7,6 +7,7 @@ of float32, exact to 48 bits, and the epsilon that is read out is never below th
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -220,7 +221,9 @@ def full_batch_gaussian(*, noise_multiplier: Number, adjacency: str = "add_remov
 def _release(sampler: str, adjacency: str, noise_multiplier: Number, rate: Number) -> RdpCost:
     check_number("noise_multiplier", noise_multiplier, low=0, scalar=True)
     check_number("sampling_rate", rate, low=0, high=1, scalar=True)
-    with jax.enable_x64(True):
+    # Of numbers that are known, the cost is too, whatever is being traced: it may be kept.
+    known = is_concrete((noise_multiplier, rate))
+    with jax.ensure_compile_time_eval() if known else nullcontext(), jax.enable_x64(True):
         divergence = _divergence(sampler, adjacency, noise_multiplier, rate)
         return RdpCost(*split(divergence), sampler, adjacency)
 
@@ -428,10 +431,11 @@ def epsilon_and_order(state: RdpState, delta: Number) -> tuple[Array, Array]:
         spent, a = _spent(state), jnp.asarray(ORDERS)
         per_order = spent + _conversion(delta)
         per_order = jnp.where(jnp.isnan(per_order), jnp.inf, per_order)
-        # (A 64-bit index would be lowered outside of the island, where some callers are.)
-        best = lax.argmin(per_order, 0, np.int32)
-        bound = jnp.where(jnp.any(spent > 0), jnp.maximum(per_order[best], 0.0), 0.0)
-        return rounded_up(bound), a[best].astype(jnp.float32)
+        # (No argmin: it is lowered with the callers' precision, who may be outside of the island.)
+        least = jnp.min(per_order)
+        order = jnp.min(jnp.where(per_order == least, a, jnp.inf))
+        bound = jnp.where(jnp.any(spent > 0), jnp.maximum(least, 0.0), 0.0)
+        return rounded_up(bound), order.astype(jnp.float32)
 
 
 def _conversion(delta: Number) -> Array:
