@@ -19,8 +19,9 @@ import numpy as np
 PATH = pathlib.Path(__file__).with_name("generated_reference.json")
 CORNERS = [
     (1e-5, 0.2, 100_000, 1e-10), (1e-5, 50.0, 100_000, 1e-10), (1.0, 0.2, 1, 1e-10),
-    (1.0, 50.0, 100_000, 1e-10), (1.0, 1.0, 1, 1e-5), (0.5, 0.5, 1, 1e-6), (1e-5, 1.0, 100_000, 1e-6),
-    (1e-5, 0.5, 1, 1e-7), (0.01, 4.0, 10_000, 1e-5), (256 / 60_000, 1.1, 14_062, 1e-5),
+    (1.0, 50.0, 100_000, 1e-10), (1.0, 1.0, 1, 1e-5), (0.5, 0.5, 1, 1e-6),
+    (1e-5, 1.0, 100_000, 1e-6), (1e-5, 0.5, 1, 1e-7), (0.01, 4.0, 10_000, 1e-5),
+    (256 / 60_000, 1.1, 14_062, 1e-5),
     (250 / 60_000, 1.3, 3_600, 1e-5), (0.01, 4.0, 1_000, 1e-5), (0.01, 1.0, 1_000, 1e-5),
     (0.02, 0.8, 500, 1e-5), (4096 / 50_000, 3.0, 2_440, 1e-5), (0.001, 0.6, 10_000, 1e-6),
     (1.0, 10.0, 100, 1e-5), (0.01, 2.0, 2_000, 1e-5),
@@ -94,8 +95,8 @@ def inverted(q, s, steps, delta, add):
         return steps * k - theta * epsilon + math.log(max(total, 1e-300))
 
     chernoff = (steps * k - math.log(delta)) / theta
-    low, high = steps * mean - 12 * deviation, chernoff
-    low = max(low, 0.0)
+    # Within this of it the inversion is accurate; what is left out of Chernoff's bound is less.
+    low, high = max(chernoff - (15 + 2 * math.log1p(theta)) / theta, 0.0), chernoff
     if value(low) <= math.log(delta):
         # Accurate where the tilt belongs; at 0 it is far off, and 0 is all that it may say.
         return low if low == 0 else None
