@@ -6,6 +6,7 @@ python -m benchmarks.run
 import sys
 
 from benchmarks import (
+    accounting,
     autoattack,
     carlini_wagner_l2,
     convolutions_in_loops,
@@ -30,6 +31,7 @@ CLAIMS = (
     saliency_map,
     decision,
     autoattack,
+    accounting,
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``spax audit`` and ``spax --version``."""
+"""The command line: ``spax audit``, ``spax epsilon`` and ``spax --version``."""
 
 import argparse
 import os
@@ -14,6 +14,10 @@ _DESCRIPTION = """\
 Attacks and probes models and reports how secure and how private they are. Without --model and
 --data: trains three small networks on the embedded digits (plainly, adversarially, with
 differential privacy) and audits those."""
+
+_EPSILON = """\
+Reports the epsilon of differential privacy of noisy training, by all accountants that have a bound
+for the way in which batches were drawn, and what the figures assume."""
 
 _EPILOG = """\
 --model runs your code: the module is imported (from the current directory too) and NAME is called.
@@ -62,7 +66,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_options(audit)
     audit.set_defaults(parser=audit)
+    epsilon = commands.add_parser(
+        "epsilon",
+        help="what a recipe of private training costs, with the assumptions spelled out",
+        description=_EPSILON,
+        epilog="Exit code: 0 done, 2 bad input.",
+        allow_abbrev=False,
+    )
+    _add_recipe(epsilon)
+    epsilon.set_defaults(parser=epsilon)
     return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--noise-multiplier",
+        type=float,
+        required=True,
+        metavar="SIGMA",
+        help="standard deviation of the noise over the clip norm, > 0",
+    )
+    parser.add_argument(
+        "--sampling-rate",
+        type=float,
+        required=True,
+        metavar="Q",
+        help="share of the units in a batch (on average), in (0, 1]",
+    )
+    parser.add_argument("--steps", type=int, required=True, metavar="N", help="number of batches")
+    parser.add_argument("--delta", type=float, required=True, help="in (0, 1), below 1 / units")
+    parser.add_argument(
+        "--sampler",
+        choices=("poisson", "fixed_size", "full_batch", "shuffled", "balls_in_bins"),
+        default="poisson",
+        help="how batches were drawn (poisson); each has a bound of its own",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +169,10 @@ def run(argv: Sequence[str]) -> int:
         if unknown:
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         # Imported here: --version, --help and a slip of the fingers must not wait for JAX.
+        if options.command == "epsilon":
+            from spax.dp.accounting.cli import epsilon
+
+            return epsilon(options)
         from spax.audit.cli import audit
 
         return audit(options)

@@ -93,7 +93,7 @@ def init_privacy(sampling: Sampling, *, unit: str | None = None) -> PrivacyState
     """
     _check_sampling(sampling)
     zero = jnp.zeros((), jnp.float32)
-    sampler, _ = _accounted_as(sampling)
+    sampler, _ = accounted_as(sampling)
     spent = rdp.init(
         sampler=sampler, adjacency=sampling.adjacency, unit=sampling.unit if unit is None else unit
     )
@@ -101,7 +101,7 @@ def init_privacy(sampling: Sampling, *, unit: str | None = None) -> PrivacyState
     return PrivacyState(spent, zero, jnp.zeros((), jnp.int32), most, most, sampling)
 
 
-def _accounted_as(sampling: Sampling) -> tuple[str, int]:
+def accounted_as(sampling: Sampling) -> tuple[str, int]:
     """The accountant's sampler, and of how many releases in a row one is charged.
 
     Within an epoch of `Shuffled` or `BallsInBins` each unit takes part in one batch, wherever it
@@ -116,7 +116,7 @@ def charging(
     sampling: Sampling, noise_multiplier: Number
 ) -> Callable[[PrivacyState], PrivacyState]:
     """What a release does to the state: ``charge(privacy) -> privacy``."""
-    sampler, period = _accounted_as(sampling)
+    sampler, period = accounted_as(sampling)
 
     def cost() -> rdp.RdpCost:
         if sampler == "poisson":

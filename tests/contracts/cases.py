@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from spax import crypto, defenses, dp, evasion, poisoning
-from spax.dp.accounting import rdp
+from spax.dp.accounting import composition, gdp, pld, rdp, zcdp
 
 # Compiler options: laws hold however well the code is optimised, and compiling it takes longest.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -289,6 +289,56 @@ STATES: Mapping[str, tuple[State, ...]] = {
         ),
     ),
     "rdp.update": (State(rdp.init, _spend, _spent, draws=False),),
+    "zcdp.update": (
+        State(
+            zcdp.init,
+            lambda state, key: zcdp.update(state, noise_multiplier=0.5),
+            lambda s: round(float(s.total) / 2),
+            draws=False,
+        ),
+    ),
+    "zcdp.add": (
+        State(
+            zcdp.init,
+            lambda state, key: zcdp.add(state, 2.0),
+            lambda s: round(float(s.total) / 2),
+            draws=False,
+        ),
+    ),
+    "gdp.update": (
+        State(
+            gdp.init,
+            lambda state, key: gdp.update(state, noise_multiplier=0.5),
+            lambda s: round(float(s.total) / 4),
+            draws=False,
+        ),
+    ),
+    "gdp.update_clt": (
+        State(
+            gdp.init_clt,
+            lambda state, key: gdp.update_clt(
+                state, noise_multiplier=1.0, sampling_rate=0.5, steps=10
+            ),
+            lambda s: round(float(s.spent.total) / 4.2957),
+            draws=False,
+        ),
+    ),
+    "pld.update": (
+        State(
+            lambda: pld.init([pld.laplace(1.0)]),
+            lambda state, key: pld.update(state, steps=3),
+            lambda s: int(s.counts[0]) // 3,
+            draws=False,
+        ),
+    ),
+    "composition.update": (
+        State(
+            composition.init,
+            lambda state, key: composition.update(state, epsilon=2.0),
+            lambda s: round(float(s.epsilons[0]) / 2),
+            draws=False,
+        ),
+    ),
 }
 
 # Public functions of these rooms that have none of the five shapes, and what they are instead.
@@ -406,12 +456,53 @@ OTHERS: Mapping[str, str] = {
     "toeplitz_sensitivity": "a number, from numbers",
     "toeplitz_sqrt": "coefficients of banded_noise",
     "rdp.ORDERS": "a constant",
+    "rdp.RdpCost": "what rdp.update adds",
     "rdp.RdpState": "the state of rdp.update",
     "rdp.add": "the cheap half of rdp.update",
     "rdp.delta": "read from a state",
     "rdp.epsilon": "read from a state",
     "rdp.init": "the first state of rdp.update",
     "rdp.subsampled_gaussian": "the cost of a release, the dear half of rdp.update",
+    "rdp.calibrate": "a number, from numbers",
+    "rdp.epsilon_and_order": "read from a state",
+    "rdp.fixed_size_gaussian": "the cost of a release, as rdp.subsampled_gaussian",
+    "rdp.full_batch_gaussian": "the cost of a release, as rdp.subsampled_gaussian",
+    "rdp.max_steps": "a number, from numbers",
+    "moments.delta": "read from a state",
+    "moments.epsilon": "read from a state",
+    "zcdp.ZcdpState": "the state of zcdp.update",
+    "zcdp.calibrate": "a number, from numbers",
+    "zcdp.delta": "read from a state",
+    "zcdp.epsilon": "read from a state",
+    "zcdp.init": "the first state of zcdp.update",
+    "zcdp.reshuffled_rho": "a number, from numbers",
+    "zcdp.sampled_epsilon": "a number, from numbers",
+    "gdp.Approximate": "a figure that is no guarantee",
+    "gdp.ApproximateGdpState": "the state of gdp.update_clt",
+    "gdp.GdpState": "the state of gdp.update",
+    "gdp.delta": "read from a state",
+    "gdp.epsilon": "read from a state",
+    "gdp.init": "the first state of gdp.update",
+    "gdp.init_clt": "the first state of gdp.update_clt",
+    "pld.PldEpsilon": "what pld.epsilon_with_error returns",
+    "pld.PldState": "the state of pld.update",
+    "pld.calibrate": "a number, from numbers",
+    "pld.compose": "a state of two",
+    "pld.delta": "read from a state",
+    "pld.epsilon": "read from a state",
+    "pld.epsilon_with_error": "read from a state",
+    "pld.gaussian": "a rule, with no state",
+    "pld.init": "the first state of pld.update",
+    "pld.laplace": "a rule, with no state",
+    "pld.randomized_response": "a rule, with no state",
+    "pld.self_compose": "a state of one",
+    "composition.PureState": "the state of composition.update",
+    "composition.advanced": "read from a state",
+    "composition.basic": "read from a state",
+    "composition.calibrate": "a number, from a function",
+    "composition.init": "the first state of composition.update",
+    "composition.optimal": "a number, from numbers",
+    "composition.shuffle_epsilon": "a number, from numbers",
     # leakage
     "Estimate": "a figure with its interval",
     "Roc": "a curve",

@@ -10,6 +10,7 @@ import numpy as np
 from spax.audit.budget import Budget
 from spax.audit.errors import AuditError
 from spax.audit.model import Model
+from spax.audit.probes import spending
 from spax.audit.probes.clean import accuracies
 from spax.audit.probes.membership import RATES, mean_loss_advantage, scores
 from spax.audit.sections import Measurement, Plot, Section, Series, Verdict
@@ -68,6 +69,7 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
     measurements: list[Measurement] = []
     verdicts: list[Verdict] = []
     points: list[Series] = []
+    spendings: list[spending.Spending] = []
     for name in models:
         spent = math.inf
         if name in promised:
@@ -77,6 +79,8 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
             bounds = _bounds(spent, delta, measured.get(name))
             measurements.append(_account(name, receipt, spent, delta))
             measurements += [_row(name, bound, spent, delta) for bound in bounds]
+            spendings.append(spending.spending(name, receipt, delta))
+            measurements += spendings[-1].measurements
             broken, doubt = _broken(receipt), _doubt(receipt, data)
             if broken:
                 verdicts.append(Verdict(name, "privacy", "failure", f"the receipt {broken}"))
@@ -102,6 +106,7 @@ def privacy(models: dict[str, Model], data: Dataset, budget: Budget, key: Key) -
                 tuple(points),
                 caption="Further left is more private. Bars are 95 % confidence intervals.",
             ),
+            *spending.plot(spendings),
         ),
     )
 

@@ -486,7 +486,7 @@ def _calibrate(epsilon: Array, delta: Array, q: Array, steps: Array) -> tuple[Ar
     )
     _, (noise, spent) = falling_root(
         lambda s: excess(s, _SIZE),
-        jnp.maximum(found - 3e-3, low),
+        jnp.maximum(found - 0.05, low),
         found + 1e-4,
         tolerance=3e-5,
         limit=high,

@@ -265,7 +265,8 @@ def compose(steps: Steps, add: Array, log_delta: Array, target: Array, *, size: 
     losses = jnp.where(used, losses, 0.0)
     window = _choose(losses, log_masses, counts, log_delta, target, size)
     firsts = jnp.floor(jnp.min(losses, axis=1) / window.step)
-    lasts = jnp.ceil(jnp.max(losses, axis=1) / window.step)
+    # One more: the largest loss may lie on a point, and is rounded to either side of it.
+    lasts = jnp.ceil(jnp.max(losses, axis=1) / window.step) + 1
     masses = jnp.exp(log_masses)
     means = jnp.sum(masses * losses, axis=1) / jnp.sum(masses, axis=1)
     grid = jnp.arange(size, dtype=jnp.float64)
