@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from spax.checks import check_number
-from spax.dp.accounting.pairs import joined, rounded_up, split, sum_of_pairs
+from spax.dp.accounting.pairs import joined, place_of_least, rounded_up, split, sum_of_pairs
 from spax.dp.accounting.roots import falling_root
 from spax.typing import Array, Number
 
@@ -239,7 +239,7 @@ def optimal(epsilon0: Number, delta0: Number, k: int | Array, delta: Number) -> 
         second = jnp.cumsum(jnp.exp(jnp.minimum(log_p - losses + losses[0], 700.0)))
         after = jnp.concatenate([losses[1:], losses[-1:]])
         reached = first - jnp.exp(after - losses[0]) * second > left
-        j = jnp.argmax(reached)
+        j = place_of_least(~reached)
         bound = losses[0] + jnp.log(jnp.maximum(first[j] - left, 1e-300) / second[j])
         bound = jnp.where(jnp.any(reached), bound, jnp.where(complete, 0.0, n * e))
         bound = jnp.clip(bound + 1e-12 * n * e, 0.0, n * e)

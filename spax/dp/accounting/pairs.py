@@ -46,3 +46,13 @@ def rounded_up(value: Array) -> Array:
     rounded = value.astype(jnp.float32)
     above = jnp.nextafter(rounded, jnp.float32(np.inf))
     return jnp.where(value > 0, above, rounded)
+
+
+def place_of_least(values: Array) -> Array:
+    """The first index of the smallest of ``[n]`` values, int32; the last one where one is NaN.
+
+    (`jnp.argmin` is lowered with the precision of whoever compiles, who may be outside of the
+    64-bit island that it was traced in.)
+    """
+    places = jnp.arange(values.shape[0], dtype=jnp.int32)
+    return jnp.min(jnp.where(values == jnp.min(values), places, places[-1]))

@@ -12,7 +12,7 @@ from jax import lax
 
 from spax.checks import check_count, check_number, is_concrete
 from spax.dp.accounting import rdp
-from spax.dp.accounting.pairs import rounded_up, split
+from spax.dp.accounting.pairs import place_of_least, rounded_up, split
 from spax.dp.accounting.pld_grid import (
     Composed,
     Gaussian,
@@ -556,7 +556,7 @@ def _crossing(composed: Composed, log_delta: Array) -> tuple[Array, Array]:
     def solve(target: Array) -> Array:
         over = at > target
         # The terms from here on are those of the cell in which it is reached.
-        j = jnp.where(jnp.any(over), losses.shape[0] - jnp.argmax(over[::-1]), 0)
+        j = jnp.where(jnp.any(over), losses.shape[0] - place_of_least(~over[::-1]), 0)
         inside = jnp.minimum(j, losses.shape[0] - 1)
         value = jnp.log(jnp.maximum(first[inside] - target, 1e-300) / second[inside])
         value = jnp.where(j == 0, losses[0], value)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import erfc, logsumexp
 
+from spax.dp.accounting.pairs import place_of_least
 from spax.typing import Array
 
 __all__ = ["Composed", "Gaussian", "Laplace", "Response", "Steps", "compose", "delta_at"]
@@ -180,11 +181,11 @@ def _choose(
     cumulant, mean, variance = lax.map(moments, tilts)
 
     def least(log_d: Array) -> Array:
-        return jnp.argmin((cumulant - log_d) / tilts)
+        return place_of_least((cumulant - log_d) / tilts)
 
     found = least(log_delta)
     # The tilt that has its mean at the target.
-    given = jnp.argmin(cumulant - tilts * target)
+    given = place_of_least(cumulant - tilts * target)
     best = jnp.where(jnp.isnan(target), found, given)
     tail = least(log_delta + np.log(_CUT))
     centre, deviation = mean[best], jnp.sqrt(variance[best])

@@ -7,6 +7,7 @@ from jax import lax
 
 from spax.checks import check_number, is_concrete
 from spax.dp.accounting.divergences import LEAST_SIGMA, SAFETY, quick_log_excess
+from spax.dp.accounting.pairs import place_of_least
 from spax.dp.accounting.roots import falling_root
 from spax.typing import Array, Number
 
@@ -128,14 +129,14 @@ def _roughly(s: Array, q: Array, steps: Array, log_delta: Array) -> tuple[Array,
 
     low, high = jnp.asarray(_LOW), jnp.asarray(_HIGH)
     values = at(low, _LOW_NODES)
-    large = jnp.argmin(values) >= len(_LOW) - 2
+    large = place_of_least(values) >= len(_LOW) - 2
     values = jnp.concatenate(
         [values, lax.cond(large, lambda: at(high, _NODES), lambda: jnp.full(len(_HIGH), jnp.inf))]
     )
     # About the best of them there may be a bend.
-    near = jnp.concatenate([low, high])[jnp.argmin(values)] + jnp.asarray(_ABOUT)
+    near = jnp.concatenate([low, high])[place_of_least(values)] + jnp.asarray(_ABOUT)
     finer = lax.cond(large, lambda: at(near, _NODES), lambda: at(near, _LOW_NODES))
-    best = jnp.argmin(finer)
+    best = place_of_least(finer)
     return jnp.maximum(jnp.minimum(finer[best], jnp.min(values)), 0.0), near[best]
 
 
