@@ -60,6 +60,7 @@ from spax.dp.sgd import (
     noised_sums,
     private_grad,
 )
+from spax.dp.sparse_vector import SparseVector, SparseVectorState, sparse_vector
 
 __all__ = [
     "AdamBiasCorrectedState",
@@ -77,6 +78,8 @@ __all__ = [
     "PrivateGrad",
     "Sampling",
     "Shuffled",
+    "SparseVector",
+    "SparseVectorState",
     "Users",
     "accounting",
     "adam_bias_corrected",
@@ -111,6 +114,7 @@ __all__ = [
     "sample",
     "scale_by_adam_bias_corrected",
     "shuffle",
+    "sparse_vector",
     "toeplitz_sensitivity",
     "toeplitz_sqrt",
     "tree_noise",
