@@ -30,7 +30,7 @@ def texts():
 
 @pytest.mark.slow
 def test_a_private_language_model_comes_near_the_other_one():
-    """Within 15 % of the loss without noise and clipping, at noise multiplier 0.3."""
+    """Within 15 % of the loss without noise and clipping, and better than letter frequencies."""
     users = texts()
     held_out, users = jnp.asarray(users[::10]), jnp.asarray(np.delete(users, np.s_[::10], axis=0))
     net = LSTM(hidden=(32,), num_classes=28, per_frame=True)
@@ -49,7 +49,7 @@ def test_a_private_language_model_comes_near_the_other_one():
         return jax.lax.scan(step, params, chunks)[0]
 
     n, rate, rounds = len(users), 0.1, 150
-    sampling = dp.Users(rate, dp.capacity_for(n, rate, rounds, overflow=1e-9), n)
+    sampling = dp.Users(rate, dp.capacity_for(n, rate, rounds, overflow=1e-12), n)
 
     def trained(noise_multiplier, l2_clip_norm):
         average = dp.fedavg(
@@ -67,15 +67,16 @@ def test_a_private_language_model_comes_near_the_other_one():
             return average.update(state, clients, key=key_noise)[1]
 
         state = average.init(net.init(jax.random.key(1), jnp.zeros((1, LENGTH - 1, 28))))
-        before = float(loss(state.params, held_out))
         for _ in range(rounds):
             state = step(state, users, jax.random.key(0))
-        return before, float(loss(state.params, held_out)), state.privacy
+        return float(loss(state.params, held_out)), state.privacy
 
-    before, plain, _ = trained(0.0, 1e3)
-    _, private, privacy = trained(0.3, 0.5)
-    assert plain < 0.85 * before
-    assert private <= 1.15 * plain
+    plain, _ = trained(0.0, 1e3)
+    private, privacy = trained(1.0, 0.5)
+    shares = np.bincount(np.asarray(users).ravel(), minlength=28) / users.size
+    entropy = -np.sum(shares * np.log(np.maximum(shares, 1e-9)))
+    assert plain < private <= 1.15 * plain
+    assert private < entropy
     assert int(privacy.steps) == rounds
     assert privacy.spent.unit == "user"
-    assert np.isfinite(float(dp.epsilon(privacy, 1e-5)))
+    assert 1 < float(dp.epsilon(privacy, 1e-3)) < 15
