@@ -39,8 +39,10 @@ PAD = 6
 
 def measure():
     """Accuracy at the three budgets."""
-    path = pathlib.Path(os.environ["SPAX_DATA"]) / "mnist.npz"
-    with np.load(path) as data:
+    folder = os.environ.get("SPAX_DATA")
+    if not folder:
+        raise SystemExit("dp_mnist needs MNIST: set SPAX_DATA to the folder of mnist.npz")
+    with np.load(pathlib.Path(folder) / "mnist.npz") as data:
         x, x_test = (features(data[f"x_{part}"]) for part in ("train", "test"))
         y, y_test = (jnp.asarray(data[f"y_{part}"], jnp.int32) for part in ("train", "test"))
     return {f"epsilon {budget}": run(x, y, x_test, y_test, budget) for budget in RUNS}

@@ -69,6 +69,7 @@ from spax.dp.sgd import (
     noised_sums,
     private_grad,
 )
+from spax.dp.sparse_vector import SparseVector, SparseVectorState, sparse_vector
 
 __all__ = [
     "AdamBiasCorrectedState",
@@ -89,6 +90,8 @@ __all__ = [
     "Rule",
     "Sampling",
     "Shuffled",
+    "SparseVector",
+    "SparseVectorState",
     "Users",
     "accounting",
     "adam_bias_corrected",
@@ -131,6 +134,7 @@ __all__ = [
     "sample",
     "scale_by_adam_bias_corrected",
     "shuffle",
+    "sparse_vector",
     "split_noise_multiplier",
     "toeplitz_sensitivity",
     "toeplitz_sqrt",

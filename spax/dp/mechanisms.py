@@ -376,8 +376,8 @@ def randomized_response(key: Any, labels: Array, *, epsilon: Number, num_classes
 
     Guarantees:
       Each answer is epsilon-differentially private by itself (local model: any label may be
-      replaced by any other), to within 2^-30: probabilities are whole numbers of 2^-32, and the
-      truth is rounded to be told less often.
+      replaced by any other), to within ``K / 2^31``: probabilities are whole numbers of 2^-32, and
+      the truth is rounded to be told less often.
 
     Raises:
       ValueError: on concrete numbers or labels out of range, or without a key.

@@ -299,8 +299,9 @@ class BallsInBins:
     @property
     def overflow(self) -> float:
         """An upper bound on the probability that one batch has more records than capacity."""
-        # The bins' rate is rounded: a little more than 1 / batches.
-        return _tail(self.num_records, min(1.0, self.rate * (1 + 2.0**-30)), self.capacity)
+        # A bin has a whole number of 2^32 words: it may be a little likelier than 1 / batches.
+        likelier = self.rate * (1 + self.batches * 2.0**-32)
+        return _tail(self.num_records, min(1.0, likelier), self.capacity)
 
 
 Sampling: TypeAlias = Poisson | Users | FixedSize | Shuffled | BallsInBins

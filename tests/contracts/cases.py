@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from spax import crypto, defenses, dp, evasion, poisoning
+from spax.dp import draws
 from spax.dp.accounting import composition, gdp, pld, rdp, zcdp
 
 # Compiler options: laws hold however well the code is optimised, and compiling it takes longest.
@@ -132,6 +133,16 @@ _BANDED = dp.banded_noise(
 _TREE = dp.tree_noise(steps=8, noise_multiplier=2.0, l2_clip_norm=0.5)
 _ADAM = dp.adam_bias_corrected(0.1, noise_variance=0.01)
 _DECAY = dp.publishing.validation_decay(8.0, period=2, threshold=0.1, factor=0.5)
+
+
+_QUESTIONS = dp.sparse_vector(epsilon=1.0, threshold=0.0, sensitivity=1.0, max_hits=3)
+
+
+def _ask(state: Any, key: Any) -> Any:
+    """Sixteen answers in one, so that two keys hardly agree in all; counted once."""
+    keys = [draws.fold_in(key, i) for i in range(16)]
+    above = jnp.stack([_QUESTIONS.update(state, 0.0, key=k)[0] for k in keys])
+    return above, _QUESTIONS.update(state, 0.0, key=key)[1]
 
 
 def _adapt(state: Any, key: Any) -> Any:
@@ -288,6 +299,14 @@ STATES: Mapping[str, tuple[State, ...]] = {
             draws=False,
         ),
     ),
+    "sparse_vector": (
+        State(
+            lambda: _QUESTIONS.init(key=jax.random.key(0)),
+            _ask,
+            lambda s: int(s.queries),
+            draws=True,
+        ),
+    ),
     "rdp.update": (State(rdp.init, _spend, _spent, draws=False),),
     "zcdp.update": (
         State(
@@ -405,6 +424,8 @@ OTHERS: Mapping[str, str] = {
     "Rule": "of clipping, with no state",
     "Sampling": "any of the rules",
     "Shuffled": "a rule, with no state",
+    "SparseVector": "what sparse_vector returns",
+    "SparseVectorState": "the state of sparse_vector",
     "Users": "a rule, with no state",
     "accounting": "the folder of accountants; each is a room of its own here",
     "adaptive_private_grad": "private_grad, and an exponential of a noised count",
