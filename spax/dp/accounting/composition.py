@@ -236,11 +236,11 @@ def optimal(epsilon0: Number, delta0: Number, k: int | Array, delta: Number) -> 
         losses, log_p, complete = _responses(e, n)
         # Between two losses d is a sum over the larger ones, a line in e^epsilon.
         first = jnp.cumsum(jnp.exp(log_p))
-        second = jnp.cumsum(jnp.exp(jnp.minimum(log_p - losses + losses[0], 700.0)))
+        log_second = lax.cumlogsumexp(log_p - losses)
         after = jnp.concatenate([losses[1:], losses[-1:]])
-        reached = first - jnp.exp(after - losses[0]) * second > left
+        reached = first - jnp.exp(after + log_second) > left
         j = place_of_least(~reached)
-        bound = losses[0] + jnp.log(jnp.maximum(first[j] - left, 1e-300) / second[j])
+        bound = jnp.log(jnp.maximum(first[j] - left, 1e-300)) - log_second[j]
         bound = jnp.where(jnp.any(reached), bound, jnp.where(complete, 0.0, n * e))
         bound = jnp.clip(bound + 1e-12 * n * e, 0.0, n * e)
         valid = (e >= 0) & (d >= 0) & (n >= 0) & (left > 0)

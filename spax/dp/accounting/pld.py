@@ -546,22 +546,21 @@ def _both(steps: Steps, log_delta: Array, size: int) -> tuple[Array, Array]:
 
 def _crossing(composed: Composed, log_delta: Array) -> tuple[Array, Array]:
     """The epsilon at which delta is reached, and a bound from below."""
-    losses = composed.losses - composed.reference
+    losses = composed.losses
     # Sums over the losses above each point; between two points delta is a line in e^epsilon.
     first = jnp.cumsum(composed.mass[::-1])[::-1]
-    scaled = jnp.log(composed.mass) - losses
-    second = jnp.cumsum(jnp.exp(jnp.minimum(scaled, 700.0))[::-1])[::-1]
-    at = first - jnp.exp(jnp.minimum(losses, 700.0)) * second
+    log_second = lax.cumlogsumexp(jnp.log(composed.mass) - losses, reverse=True)
+    at = first - jnp.exp(jnp.minimum(losses + log_second, 700.0))
 
     def solve(target: Array) -> Array:
         over = at > target
         # The terms from here on are those of the cell in which it is reached.
         j = jnp.where(jnp.any(over), losses.shape[0] - place_of_least(~over[::-1]), 0)
         inside = jnp.minimum(j, losses.shape[0] - 1)
-        value = jnp.log(jnp.maximum(first[inside] - target, 1e-300) / second[inside])
+        value = jnp.log(jnp.maximum(first[inside] - target, 1e-300)) - log_second[inside]
         value = jnp.where(j == 0, losses[0], value)
         value = jnp.where(j == losses.shape[0], losses[-1], value)
-        return jnp.where(target > 0, value + composed.reference, jnp.inf)
+        return jnp.where((target > 0) & ~jnp.any(jnp.isnan(at)), value, jnp.inf)
 
     delta = jnp.exp(log_delta)
     upper = solve(delta * (1 + _MARGIN) - composed.lost)

@@ -76,7 +76,6 @@ class Composed(NamedTuple):
     losses: Array
     lost: Array
     bias: Array
-    reference: Array
 
 
 def _loss(x: Array, s: Array, q: Array) -> Array:
@@ -158,7 +157,6 @@ class _Window(NamedTuple):
     start: Array  # in steps
     tilt: Array
     tail_tilt: Array
-    reference: Array
 
 
 def _choose(
@@ -198,7 +196,7 @@ def _choose(
     widest = jnp.max(jnp.max(losses, axis=1) - jnp.min(losses, axis=1))
     step = jnp.maximum((high - low) / (size - 8), widest / (size - 8))
     step = jnp.maximum(step, 1e-300)
-    return _Window(step, jnp.floor(low / step), tilts[best], tilts[tail], centre)
+    return _Window(step, jnp.floor(low / step), tilts[best], tilts[tail])
 
 
 class _Step(NamedTuple):
@@ -333,7 +331,7 @@ def compose(steps: Steps, add: Array, log_delta: Array, target: Array, *, size: 
     log_share = np.log(1e3) - log_delta
     bias += jnp.sqrt(2 * spread * log_share) + window.step * log_share
     mass = jnp.exp(jnp.minimum(log_mass, 700.0)) * (1 + 1e-6)
-    return Composed(mass, sums_at, lost, bias, window.reference)
+    return Composed(mass, sums_at, lost, bias)
 
 
 def delta_at(composed: Composed, epsilon: Array) -> Array:

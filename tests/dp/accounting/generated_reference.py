@@ -28,7 +28,7 @@ CORNERS = [
 ]  # fmt: skip
 
 
-def cases(n=210):
+def cases(n=240):
     rng = np.random.default_rng(7)
     rows = list(CORNERS)
     while len(rows) < n:
