@@ -257,7 +257,7 @@ def explain_clipping(
     Example:
       >>> import jax.numpy as jnp
       >>> batch = Batch(jnp.ones((8, 3)), jnp.ones(8, bool))
-      >>> print(explain_clipping(lambda w, x, key: (w @ x, None), {"w": jnp.zeros(3)}, batch))
+      >>> print(explain_clipping(lambda p, x, key: (p["w"] @ x, None), {"w": jnp.zeros(3)}, batch))
       parameter  shape  rule      bytes  why
       ['w']      (3,)   dot Gram  64     1 positions of 3 x 1: Gram 40, gradient 96 operations
 
