@@ -8,6 +8,7 @@ import sys
 from benchmarks import (
     autoattack,
     carlini_wagner_l2,
+    clipping,
     convolutions_in_loops,
     decision,
     elastic_net,
@@ -30,6 +31,7 @@ CLAIMS = (
     saliency_map,
     decision,
     autoattack,
+    clipping,
 )
 
 
