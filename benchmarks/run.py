@@ -9,11 +9,13 @@ from benchmarks import (
     accounting,
     autoattack,
     carlini_wagner_l2,
+    clipping,
     convolutions_in_loops,
     decision,
     elastic_net,
     eps_sweep,
     import_time,
+    limits,
     minimum_norm,
     pgd_linf,
     render,
@@ -32,6 +34,8 @@ CLAIMS = (
     decision,
     autoattack,
     accounting,
+    clipping,
+    limits,
 )
 
 

@@ -26,8 +26,10 @@ from spax.typing import Array, Key, Number, PyTree
 
 __all__ = ["ClipInfo", "ClippedGrad", "clipped_grad", "explain_clipping", "per_example_norms"]
 
-# Norms are float32 sums of many squares: aim below the bound by more than their error.
-_SHRINK = 1 - 1e-5
+# Norms are float32 sums of many squares: aim below the bound by more than their error, which grows
+# as the square root of their number.
+_LENGTH_ERROR = 1e-5
+_LENGTH_ERROR_GROWTH = 2.0**-23
 # Below this bound float32 scales and standard deviations could underflow.
 _LEAST_BOUND = 1e-30
 _MOST_ROWS = 2**20
@@ -94,12 +96,13 @@ def clipped_grad(
       that are not finite count for zero. Covered is what float32 makes of the sum: rows of a block
       may be added in any order, blocks are added in 64 bits, and ``B (b + 7) / 2^24`` is taken off
       C for B rows in blocks of b, which is at most 1 % as long as B <= 20,000 (b is the largest
-      for which it is). Covered is the rounding of lengths, by 1e-5 of C and by 2^-20 of the squared
-      sum of the lengths of what a length is computed from. Not covered: the rounding within one
-      example's gradient, where a layer's weights are used at many positions whose contributions
+      for which it is). Covered is the rounding of lengths: by ``1e-5 + 2^-23 sqrt(n)`` of C for n
+      parameters (rounding errors of a sum of squares taken as independent), and by 2^-20 of the
+      squared sum of the lengths of what a length is computed from. Not covered: the rounding within
+      one example's gradient, where a layer's weights are used at many positions whose contributions
       nearly cancel (they are added together with those of other rows, in any order); reduced
-      precision that a program forces upon matrix products in spite of
-      ``precision=HIGHEST``; subnormal numbers that hardware flushes. Inside ``shard_map`` all this
+      precision that hardware forces upon matrix products in spite of ``precision=HIGHEST``;
+      subnormal numbers that it flushes. Inside ``shard_map`` all this
       holds of each shard's own sum, over its own rows, whether or not ``check_vma`` is set
       (parameters must not be spread over devices: the length is that of those it is given).
 
@@ -163,7 +166,9 @@ def clipped_grad(
         params = jax.tree.map(jnp.asarray, params)
         block, margin = _block_and_margin(min(rows, chunk_size or rows), rows)
         bound = jnp.asarray(l2_clip_norm, jnp.float32)
-        limit = jnp.where(bound < _LEAST_BOUND, 0.0, bound) * (_SHRINK * margin)
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        margin *= 1 - _LENGTH_ERROR - _LENGTH_ERROR_GROWTH * math.sqrt(size)
+        limit = jnp.where(bound < _LEAST_BOUND, 0.0, bound) * margin
         fixed = partial(one_chunk, params, limit, block)
         data = jax.tree.map(jnp.asarray, batch.data)
         if chunk_size is None or chunk_size >= rows:
@@ -257,7 +262,7 @@ def explain_clipping(
     Example:
       >>> import jax.numpy as jnp
       >>> batch = Batch(jnp.ones((8, 3)), jnp.ones(8, bool))
-      >>> print(explain_clipping(lambda w, x, key: (w @ x, None), {"w": jnp.zeros(3)}, batch))
+      >>> print(explain_clipping(lambda p, x, key: (p["w"] @ x, None), {"w": jnp.zeros(3)}, batch))
       parameter  shape  rule      bytes  why
       ['w']      (3,)   dot Gram  64     1 positions of 3 x 1: Gram 40, gradient 96 operations
 

@@ -233,12 +233,15 @@ def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:
     check_number("stddev", stddev, low=0, scalar=True)
     leaves, treedef = jax.tree.flatten(tree)
     secure = isinstance(key, crypto.ChaChaKey)
-    fold_in: Callable[..., Any] = crypto.fold_in if secure else jax.random.fold_in
     normal: Callable[..., Array] = crypto.normal if secure else _long_tailed_normal
+    # One draw for all: many small ones cost more than one large one, and leave cores idle.
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    noise = normal(key, (sum(sizes),), jnp.float32)
     scale = jnp.asarray(stddev, jnp.float32)
+    ends = np.cumsum(sizes)
     noised = [
-        leaf.astype(jnp.float32) + scale * normal(fold_in(key, i), leaf.shape, jnp.float32)
-        for i, leaf in enumerate(leaves)
+        leaf.astype(jnp.float32) + scale * noise[end - size : end].reshape(leaf.shape)
+        for leaf, size, end in zip(leaves, sizes, ends, strict=True)
     ]
     return jax.tree.unflatten(treedef, noised)
 
