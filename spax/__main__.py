@@ -29,6 +29,9 @@ NAME is one of
 --data FILE.npz holds x (or x_test) and y (or y_test), and x_train and y_train where the examples
 that the model was trained on shall be told apart from the others. Pickled arrays are not loaded.
 
+--budget: the three small networks take about a minute and a half with quick, ten minutes with
+standard (AutoAttack as published, 500 examples) and forty with full (1,000 examples), on two cores.
+
 --fail-under [MODEL:]METRIC=LEAST, METRIC one of clean, robust@EPS (accuracy under the worst
 attack; EPS joins the grid, and at the radius of the summary AutoAttack counts too) and cw (median
 l2 distance). Without MODEL: every model. Robustness that the masking checks do not trust does not
@@ -132,7 +135,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--budget",
         choices=("quick", "standard", "full"),
         default="quick",
-        help="what the attacks may spend (quick)",
+        help="what the attacks may spend (quick); see below",
     )
     how.add_argument("--max-examples", type=int, metavar="N", help="examples attacked, at most")
     how.add_argument("--batch-size", type=int, metavar="N", help="examples at a time, at most")
