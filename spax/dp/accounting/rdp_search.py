@@ -47,7 +47,9 @@ def calibrate(
       ``steps`` Poisson-sampled Gaussian releases of this noise are (epsilon, delta)-differentially
       private, epsilon as returned, for adding or removing one unit. The noise is at most a
       thousandth above the least one that this accountant can vouch for, unless epsilon is below
-      some hundredths, where it may be more. Traced numbers out of range give ``(inf, 0)``.
+      some hundredths, where it may be more. The epsilon is exact at its order; that of a state
+      is interpolated between orders and may be a thousandth higher. Traced numbers out
+      of range give ``(inf, 0)``.
 
     Raises:
       ValueError: if a concrete number is out of range.
