@@ -34,8 +34,10 @@ def test_both_get_their_seconds_and_three_pairs(tmp_path):
     once = [1.0] * 30
     assert harness.alternate(_seconds(*once), _seconds(*once), options)["pairs"] == 10
     long = [60.0] * 30
+    minutes = [200.0] * 30
     assert harness.alternate(_seconds(*long), _seconds(*once), options)["pairs"] == 10
     assert harness.alternate(_seconds(*long), _seconds(*long), options)["pairs"] == 3
+    assert harness.alternate(_seconds(*minutes), _seconds(*minutes), options)["pairs"] == 1
 
 
 def test_who_goes_first_changes(tmp_path):

@@ -360,6 +360,7 @@ def test_fresh_key_refuses_to_become_a_constant(transform):
 # Transformations
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_scan_draw_the_same():
     keys = split(key_of(14), 4)
 

@@ -77,6 +77,7 @@ def test_fgsm_on_a_logistic_model_is_the_papers_closed_form(binary, strict):
     np.testing.assert_allclose(terms.adversarial_accuracy, (s * z > eps * np.abs(w).sum()).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_no_gradient_flows_through_the_attack(apply_fn, linear, batch, alpha, strict):
     model, params, x, y = linear
@@ -145,6 +146,7 @@ def constant_eps(key, x):
     return jnp.full(x.shape[0], 0.1)
 
 
+@pytest.mark.slow
 def test_kurakins_mixture_weighs_by_hand(apply_fn, linear, batch, strict):
     model, params, x, y = linear
     loss_fn = mixed_adversarial_loss(apply_fn, fgsm, k=3, lam=0.3, eps_sampler=constant_eps)

@@ -50,6 +50,7 @@ def test_the_discrete_gaussian_is_exactly_that(sigma, variance):
     assert agrees(drawn, mass)
 
 
+@pytest.mark.slow
 def test_fractions_of_a_step_are_rounded_up():
     """0.3 is 76.8 / 256 and becomes 77 / 256; with a secure key as well."""
     assert agrees(np.asarray(gaussian(KEY, 0.3, 1.0)), gaussian_mass(77 / 256))

@@ -138,6 +138,7 @@ def test_the_noise_is_that_many_sensitivities(estimator, total_weight, times):
     assert float(jnp.std(state.params)) == pytest.approx(stddev, rel=0.03)
 
 
+@pytest.mark.slow
 def test_weights_come_after_clipping_and_never_exceed_one(problem):
     def weigh(value):
         average = MAKE(noise_multiplier=0.0, weight_fn=lambda client: jnp.float32(value))
@@ -149,6 +150,7 @@ def test_weights_come_after_clipping_and_never_exceed_one(problem):
     np.testing.assert_allclose(weigh(jnp.nan), 0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_user_who_diverges_counts_for_nothing(problem):
     params, clients = problem
     broken = jax.tree.map(lambda v: v.at[1].set(jnp.nan), clients.data)

@@ -169,6 +169,7 @@ def test_its_covariance_is_that_of_the_factorisation(kind):
     assert np.abs(found - expected).max() < 6 * np.sqrt(2 / width) * np.diag(expected).max()
 
 
+@pytest.mark.slow
 def test_the_receipt_is_that_of_one_gaussian_release():
     for noise in (
         dp.banded_noise(

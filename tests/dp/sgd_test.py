@@ -270,6 +270,7 @@ def test_sharded_equals_unsharded_with_the_noise_added_once(
     np.testing.assert_array_equal(flat(privacy), flat(alone_privacy))
 
 
+@pytest.mark.slow
 def test_sharded_with_a_secret_key_and_over_a_vmapped_axis(problem, steps):
     params, batch = problem
     step = MAKE(noise_multiplier=SIGMA, axis_name="data")

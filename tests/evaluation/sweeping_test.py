@@ -296,6 +296,7 @@ def test_the_worst_of_several_tells_its_own_rules(binary):
         evaluation.sweep(worst, lambda x: x @ params, x, y, eps=[0.1], norm="linf")
 
 
+@pytest.mark.slow
 def test_rules_that_agree_or_that_nothing_tells_are_accepted(binary):
     _, params, x, y, _ = binary
     f = lambda x: x @ params  # noqa: E731

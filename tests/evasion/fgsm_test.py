@@ -165,6 +165,7 @@ def test_a_fooling_point_beats_a_higher_loss():
     assert misclassified(f(x_adv), jnp.array([0])).all()
 
 
+@pytest.mark.slow
 def test_restarts_only_help():
     # Two basins: from x the gradient leads to the wrong one.
     def f(x):

@@ -81,6 +81,7 @@ def value_and_gradients(convolve, lhs, rhs):
     return out, pull(integers(2, out.shape, out.dtype))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, derandomize=True, deadline=None, database=None)
 @given(convolutions())
 def test_any_convolution_and_its_gradients(case):

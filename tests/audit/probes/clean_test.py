@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spax.audit.probes import STANDARD, clean, distance, masking, membership, privacy, robustness
+from spax.audit.probes import (
+    STANDARD,
+    clean,
+    distance,
+    masking,
+    membership,
+    privacy,
+    robustness,
+    strongest,
+)
 from tests.audit import linear
 from tests.audit.probes.reading import LINEAR, figure, figures, probe
 
 
 def test_the_standard_probes_are_all_of_them():
-    assert (clean, robustness, distance, masking, membership, privacy) == STANDARD
+    every = (clean, robustness, strongest, distance, masking, membership, privacy)
+    assert every == STANDARD
 
 
 def test_clean_accuracy_has_the_exact_interval():

@@ -61,6 +61,7 @@ def test_wider_bounds_scale_the_problem():
         assert one.value == pytest.approx(other.value, abs=1 / 40)
 
 
+@pytest.mark.slow
 def test_a_stochastic_model_is_attacked_through_its_draws():
     def drawn(x, key):
         return linear.logits_fn(x + 0.001 * jax.random.normal(key, x.shape))

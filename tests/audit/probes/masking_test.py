@@ -78,6 +78,7 @@ def test_few_examples_give_no_trust():
     assert (found.level, found.text) == ("warning", "6 examples are too few to see masking by")
 
 
+@pytest.mark.slow
 def test_points_made_on_another_model_count_against_a_masked_one():
     """Rounded finely, the neighbour's gradients are as good as its own would be."""
     section = probe(masking, {"masked": Model(rounded), "open": LINEAR})
@@ -92,6 +93,7 @@ def test_no_gradient_is_a_sign():
     assert verdict(section, "masking") == "failure"
 
 
+@pytest.mark.slow
 def test_a_softmax_that_has_saturated_is_not_trusted():
     """Its gradient is rounding noise, or zero, as the compiler likes."""
     section = probe(masking, Model(lambda x: jax.nn.softmax(1e4 * linear.logits_fn(x))))
@@ -99,6 +101,7 @@ def test_a_softmax_that_has_saturated_is_not_trusted():
     assert verdict(section, "masking") == "failure"
 
 
+@pytest.mark.slow
 def test_logits_of_any_scale_are_attacked_as_well():
     """float32 rounds their softmax to 0 and 1, and the gradient keeps its direction."""
     data = linear.data()
@@ -109,6 +112,7 @@ def test_logits_of_any_scale_are_attacked_as_well():
     assert (base.settings["attack"], base.value) == ("pgd", exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_an_open_model_is_trusted_in_other_norms(norm):
     eps = {"l2": (0.1, 0.2), "l1": (0.2, 0.4)}[norm]
@@ -117,6 +121,7 @@ def test_an_open_model_is_trusted_in_other_norms(norm):
     assert {v.level for v in section.verdicts} == {"ok"}
 
 
+@pytest.mark.slow
 def test_alone_there_is_nothing_to_transfer():
     one, two = probe(masking, LINEAR), probe(masking, {"m": LINEAR, "n": LINEAR})
     attacks = [

@@ -100,6 +100,7 @@ def test_the_state_gives_what_its_numbers_give():
     assert float(pld.delta(empty, 0.0)) == 0
 
 
+@pytest.mark.slow
 def test_mechanisms_with_closed_forms():
     laplace = used(pld.laplace(1.0))
     exact = 1 + 2 * np.log1p(-0.01)
@@ -112,6 +113,7 @@ def test_mechanisms_with_closed_forms():
         assert least * (1 - 1e-6) <= float(pld.epsilon(state, delta)) <= least * 1.001
 
 
+@pytest.mark.slow
 def test_a_full_batch_is_the_gaussian_mechanism_for_either_adjacency():
     for adjacency in ("add_remove", "replace"):
         kind = {"sampler": "full_batch", "adjacency": adjacency}
@@ -131,6 +133,7 @@ def test_states_compose():
         pld.compose(a, pld.init([pld.laplace(1.0)], unit="user"))
 
 
+@pytest.mark.slow
 def test_what_is_no_count_is_no_privacy():
     state = used(pld.randomized_response(0.5), 2**31 - 1)
     broken = [

@@ -36,6 +36,7 @@ def check(rows):
         assert exact * (1 - 1e-7) <= ours <= exact * 1.001 + 1e-4, (q, sigma, steps, delta)
 
 
+@pytest.mark.slow
 def test_generated_settings():
     check(ROWS[5::42])
 
@@ -88,6 +89,7 @@ def test_the_quick_quadrature_is_the_other():
             )
 
 
+@pytest.mark.slow
 def test_calibration_under_vmap_and_out_of_range():
     budgets = jnp.array([1.0, -1.0])
     noise, reached = jax.jit(

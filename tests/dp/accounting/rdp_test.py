@@ -117,6 +117,7 @@ def test_order_two_has_a_closed_form(q):
         assert below * (1 - 1e-3) <= exact <= above
 
 
+@pytest.mark.slow
 def test_divergence_grows_with_the_order_and_the_rate_and_falls_with_the_noise():
     rates = np.array([divergence(1.5, q) for q in (1e-4, 1e-2, 0.3, 1.0)])
     noises = np.array([divergence(sigma, 0.1) for sigma in (0.5, 1.0, 4.0, 20.0)])
@@ -127,6 +128,7 @@ def test_divergence_grows_with_the_order_and_the_rate_and_falls_with_the_noise()
         assert (np.diff(curve) >= -3e-6 * curve[1:]).all()  # the safety margin, twice
 
 
+@pytest.mark.slow
 def test_epsilon_falls_with_delta_and_grows_with_steps():
     state = spent(1.2, 0.05, 100)
     values = [float(rdp.epsilon(state, delta)) for delta in (1e-10, 1e-7, 1e-4, 0.01, 0.5)]
@@ -191,6 +193,7 @@ def test_no_noise_is_no_privacy_and_no_sampling_costs_nothing():
     assert float(rdp.delta(rdp.init(), 0.0)) == 0
 
 
+@pytest.mark.slow
 def test_noise_may_be_traced_and_mapped_over():
     noises = jnp.array([0.0, 0.7, 2.0, -1.0])
 
