@@ -45,7 +45,8 @@ def measure():
     with np.load(pathlib.Path(folder) / "mnist.npz") as data:
         x, x_test = (features(data[f"x_{part}"]) for part in ("train", "test"))
         y, y_test = (jnp.asarray(data[f"y_{part}"], jnp.int32) for part in ("train", "test"))
-    return {f"epsilon {budget}": run(x, y, x_test, y_test, budget) for budget in RUNS}
+    names = {budget: f"epsilon {budget}".replace(".", "_") for budget in RUNS}
+    return {name: run(x, y, x_test, y_test, budget) for budget, name in names.items()}
 
 
 def run(x, y, x_test, y_test, budget):

@@ -23,21 +23,20 @@ from jax import lax
 from jax.extend import core
 
 from spax.dp.ghost_norms import Form, form_of
-from spax.dp.jaxprs import axes_of, shaped, trace, varying
+from spax.dp.jaxprs import shaped, trace
 from spax.dp.rules import Rule
 from spax.dp.taps import Plan, Site, evaluate_tapped, make_plan, shape_of_tap, tap
+from spax.loops import varying
 from spax.typing import Array, Key, PyTree
 
 __all__ = [
     "Book",
     "Entry",
     "add_pairs",
-    "axes_of",
     "clip",
     "keep",
     "lengths_squared",
     "open_book",
-    "varying",
 ]
 
 # Rounding of products of many positions, against the square of the sum of their lengths.
@@ -138,10 +137,9 @@ def keep(
       rows: data and keys, flat, ``[B, ...]``.
     """
     plan = book.plan
-    axes = axes_of(rows)
 
     def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-        return varying(jnp.zeros(shape, dtype), axes)
+        return varying(jnp.zeros(shape, dtype), rows)
 
     def one(rows: Sequence[Array]) -> tuple[Array, tuple[Page, ...]]:
         def run(taps: tuple[dict[int, Array], dict[Any, Array]]) -> tuple[Array, Any]:
@@ -274,13 +272,13 @@ def clip(
         total = _total(book, pages, by_entry, block)
         return total, used, used & jnp.any(length > bounds[:, None] / unit, axis=0)
 
-    axes = axes_of((pages, mask, limits))
-    marked = [partial(_marked, axes, branch) for branch in (plain, careful)]
+    like = (pages, mask, limits)
+    marked = [partial(_marked, like, branch) for branch in (plain, careful)]
     return lax.cond(safe, *marked, pages)
 
 
-def _marked(axes: frozenset[str], branch: Callable[..., Any], pages: Any) -> Any:
-    return varying(branch(pages), axes)
+def _marked(like: PyTree, branch: Callable[..., Any], pages: Any) -> Any:
+    return varying(branch(pages), like)
 
 
 def _finite(value: Array) -> Array:
@@ -336,7 +334,7 @@ def _total(
         return add_pairs(carry, (_total_of_block(book, part), None)), None
 
     zero = [jnp.zeros(shape, jnp.float32) for shape in book.shapes]
-    start = varying((zero, zero), axes_of((pages, scales)))
+    start = varying((zero, zero), (pages, scales))
     return lax.scan(add, start, jax.tree.map(cut, (list(pages), list(scales))))[0]
 
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from spax.checks import check_choice, check_count, check_number
 from spax.dp.book_keeping import (
@@ -17,10 +16,10 @@ from spax.dp.book_keeping import (
     lengths_squared,
     open_book,
 )
-from spax.dp.jaxprs import axes_of, varying
 from spax.dp.rules import Rule, flat
 from spax.dp.sampling import Batch
 from spax.gradients.convolutions import canonical_convolutions
+from spax.loops import scan, varying
 from spax.norms import example_keys
 from spax.typing import Array, Key, Number, PyTree
 
@@ -138,7 +137,7 @@ def clipped_grad(
     ) -> tuple[Any, ClipInfo]:
         # Differentiating by parameters that all shards share would add up over the shards, before
         # any clipping; with a copy on each shard every row keeps a gradient of its own.
-        params = varying(params, axes_of((data, mask, keys)))
+        params = varying(params, (data, mask, keys))
         book = open_book(scalar, params, data, keys)
         groups, shares = rule.groups(params)
         part = jnp.asarray(shares, jnp.float32)
@@ -174,8 +173,8 @@ def clipped_grad(
         if chunk_size is None or chunk_size >= rows:
             (high, low), info = fixed(data, mask, keys)
         else:
-            axes = axes_of((params, limit, data, mask, keys))
-            (high, low), info = _summed_in_chunks(fixed, data, mask, keys, chunk_size, axes)
+            like = (params, limit, data, mask, keys)
+            (high, low), info = _summed_in_chunks(fixed, data, mask, keys, chunk_size, like)
         # The one rounding of the whole, which the margin pays for.
         sums = high if low is None else [h + v for h, v in zip(high, low, strict=True)]
         count = jnp.maximum(info.size - info.nonfinite, 1.0)
@@ -224,7 +223,7 @@ def per_example_norms(
     """
     keys = _checked(params, batch, key)
     data, params = jax.tree.map(jnp.asarray, (batch.data, params))
-    params = varying(params, axes_of((data, keys)))
+    params = varying(params, (data, keys))
     book = open_book(partial(_scalar, loss_fn), params, data, keys)
     if not book.entries:
         return jnp.zeros(batch.mask.shape, jnp.float32)
@@ -353,7 +352,7 @@ def _summed_in_chunks(
     mask: Array,
     keys: Array | None,
     size: int,
-    axes: frozenset[str],
+    like: PyTree,
 ) -> tuple[Any, ClipInfo]:
     """Adds up what ``one_chunk`` returns, over chunks; the last is padded with masked rows."""
     rows = mask.shape[0]
@@ -382,4 +381,4 @@ def _summed_in_chunks(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(start, jax.tree.map(lambda leaf: leaf[0], chunks)),
     )
-    return lax.scan(add, varying(zero, axes), (chunks, inside))[0]
+    return scan(add, varying(zero, like), (chunks, inside))[0]

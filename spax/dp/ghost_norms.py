@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives
 
-from spax.dp.jaxprs import axes_of, bind, shaped, varying
+from spax.dp.jaxprs import bind, shaped
 from spax.dp.taps import Site, view
+from spax.loops import varying
 from spax.typing import Array
 
 __all__ = ["Form", "form_of"]
@@ -172,7 +173,7 @@ def _back(site: Site, shape: tuple[int, ...]) -> Callable[[Array], Array]:
 def _transposed(linear: Callable[[Array], Array], shape: tuple[int, ...], value: Array) -> Array:
     """The transpose of a linear function of a float32 array of this shape."""
     # A zero of the same kind under shard_map, which linear_transpose cannot be told.
-    zero = varying(jnp.zeros(shape, jnp.float32), axes_of(value))
+    zero = varying(jnp.zeros(shape, jnp.float32), value)
     return jax.vjp(linear, zero)[1](value)[0]
 
 

@@ -4,22 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
-from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
-from spax.typing import Array, PyTree
+from spax.typing import Array
 
 __all__ = [
     "as_closed",
-    "axes_of",
     "bind",
     "evaluate",
     "inlined",
     "read",
     "shaped",
     "trace",
-    "varying",
 ]
 
 # Calls that only name a piece of code; what they hold may be put in their place.
@@ -80,19 +77,3 @@ def as_closed(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
 
 def _body(eqn: core.JaxprEqn) -> Any:
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-
-
-def axes_of(tree: PyTree) -> frozenset[str]:
-    """The axes of a ``shard_map`` over which some leaf varies (none if it does not keep track)."""
-    leaves = jax.tree.leaves(tree)
-    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
-
-
-def varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """The same values, marked as varying over these axes."""
-
-    def mark(leaf: Array) -> Array:
-        missing = tuple(sorted(axes - axes_of(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, tree)
