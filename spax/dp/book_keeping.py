@@ -41,6 +41,8 @@ __all__ = [
 
 # Rounding of products of many positions, against the square of the sum of their lengths.
 _SLACK = 2.0**-20
+# Up to this size of all entries, and from this limit on, squares that vanish do not matter.
+_LARGEST, _LEAST_LIMIT = 2.0**12, 2.0**-10
 _EXPONENT = 100
 
 
@@ -218,20 +220,28 @@ def clip(
         return (zero, None), mask, jnp.zeros_like(mask)
     squares = jnp.stack([_squares(e, p, _SLACK) for e, p in zip(book.entries, pages, strict=True)])
 
+    nothing = jnp.zeros(mask.shape, jnp.float32)
+
     def grouped(values: Array) -> Array:
         return jnp.stack(
-            [sum(v for v, g in zip(values, groups, strict=True) if g == i) for i in range(count)]
+            [
+                sum((v for v, g in zip(values, groups, strict=True) if g == i), nothing)
+                for i in range(count)
+            ]
         )
 
     lengths = grouped(squares)
     # Where nothing can overflow or vanish, which is nearly always, units are left out.
-    safe = jnp.all(lengths < 2.0**80) & jnp.all(limits > 2.0**-20)
-    for entry, page in zip(book.entries, pages, strict=True):
-        if len(page) == 2 and entry.site and entry.site.eqn.primitive.name.startswith("conv"):
-            # Strides may skip an entry, which no length then shows, and a product with 0 would.
-            safe &= jnp.all(_finite(page[0]))
+    safe = jnp.all(lengths < 2.0**80) & jnp.all(limits > _LEAST_LIMIT)
+    for page in pages:
+        if len(page) == 2:
+            # An entry below 2^-63 vanishes where it is squared. What it is multiplied by must not
+            # be large, or a gradient would be longer than it looks; nor infinite, even where a
+            # stride skips it.
+            safe &= jnp.all(jnp.stack([_largest(value) for value in page]) < _LARGEST)
     if rule.shrinks:
-        safe &= jnp.all(lengths > 2.0**-80)
+        # What vanished must not count in what is made longer either.
+        safe &= jnp.all(lengths > 2.0**-28)
 
     def plain(pages: tuple[Page, ...]) -> Any:
         length, one = jnp.sqrt(lengths), jnp.ones_like(mask, jnp.float32)
@@ -252,9 +262,12 @@ def clip(
             jnp.max(
                 jnp.stack(
                     [
-                        jnp.where(p > 0, e, least)
-                        for p, e, g in zip(parts, exponents, groups, strict=True)
-                        if g == i
+                        jnp.full(mask.shape, least),
+                        *(
+                            jnp.where(p > 0, e, least)
+                            for p, e, g in zip(parts, exponents, groups, strict=True)
+                            if g == i
+                        ),
                     ]
                 ),
                 axis=0,
@@ -279,6 +292,12 @@ def clip(
 
 def _marked(like: PyTree, branch: Callable[..., Any], pages: Any) -> Any:
     return varying(branch(pages), like)
+
+
+def _largest(value: Array) -> Array:
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return jnp.zeros((), jnp.float32)
+    return jnp.max(jnp.abs(value), initial=0).astype(jnp.float32)
 
 
 def _finite(value: Array) -> Array:

@@ -197,11 +197,13 @@ def epsilon(privacy: PrivacyState, delta: Number) -> Array:
     # What float32 rounds is far below the millionths taken off.
     whole = jnp.asarray(delta, jnp.float32)
     shares = jnp.asarray(_SHARES, jnp.float32)
-    left = jnp.clip(whole * (1 - shares - 1e-6), 1e-37, 1 - 1e-6)
+    left = whole * (1 - shares - 1e-6)
+    enough = left > 1e-37  # below, float32 has no such delta
+    left = jnp.clip(left, 1e-37, 1 - 1e-6)
     spent = jax.vmap(lambda delta: rdp.epsilon(privacy.spent, delta))(left)
     overflow = jnp.where(privacy.overflow >= 0, privacy.overflow, jnp.inf)
     suffices = (1 + jnp.exp(spent)) * overflow <= whole * shares * (1 - 1e-6)
-    return jnp.min(jnp.where(suffices, spent, jnp.inf))
+    return jnp.min(jnp.where(suffices & enough, spent, jnp.inf))
 
 
 def add_noise(key: Any, tree: PyTree, stddev: Number) -> PyTree:

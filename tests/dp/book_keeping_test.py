@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from spax import dp
 from spax.dp import Batch, clipped_grad, explain_clipping, per_example_norms
 
 ROWS = 4
@@ -382,3 +383,36 @@ def test_a_million_rows_are_in_blocks_of_one():
         256,
         50,
     ]
+
+
+@pytest.mark.parametrize("rule", [dp.flat, dp.per_layer(), dp.normalised])
+@pytest.mark.parametrize(
+    ("entry", "residual", "bound"), [(1e-19, 1e19, 1.0), (1e17, 1e-19, 1e-3), (1e-23, 1e19, 1e-6)]
+)
+def test_squares_that_vanish_do_not_hide_a_long_gradient(entry, residual, bound, rule):
+    """A length is a product of two lengths, either of which may be 0 in float32 where it is not."""
+
+    def loss_fn(w, example, key):
+        x, y = example
+        return 0.5 * (x @ w - y) ** 2, None
+
+    x = jnp.stack([jnp.full(784, entry), jnp.full(784, 0.1)])
+    data = x, jnp.array([-residual, 1.0])
+    fn = jax.jit(
+        lambda mask: dp.clipped_grad(loss_fn, l2_clip_norm=bound, rule=rule)(
+            jnp.zeros(784), dp.Batch(data, mask)
+        )[0]
+    )
+    both, one = (fn(jnp.array([first, True])) for first in (True, False))
+    moved = np.linalg.norm(np.asarray(both, np.float64) - np.asarray(one, np.float64))
+    assert moved <= bound
+
+
+def test_a_layer_that_the_loss_leaves_out_has_no_gradient():
+    params = {"used": jnp.ones(2), "not": jnp.ones(3)}
+    fn = dp.clipped_grad(
+        lambda p, x, key: (p["used"] @ x, None), l2_clip_norm=1.0, rule=dp.per_layer()
+    )
+    total, _ = fn(params, dp.Batch(jnp.ones((4, 2)), jnp.ones(4, bool)))
+    np.testing.assert_array_equal(total["not"], 0)
+    assert float(jnp.linalg.norm(total["used"])) > 2.8

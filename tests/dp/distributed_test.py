@@ -101,6 +101,6 @@ def test_two_processes_take_the_gradient_of_one(tmp_path):
     (alone,) = run(tmp_path, 1)
     first, second = run(tmp_path, 2)
     assert first == second
-    np.testing.assert_allclose(first["w"], alone["w"], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(first["w"], alone["w"], rtol=1e-5, atol=1e-6)
     assert first["steps"] == alone["steps"] == 2
     assert first["spent"] == alone["spent"]

@@ -93,3 +93,9 @@ def test_fixed_size_batches_are_charged_for_a_replaced_record():
     spent = divergence(train(RULES["fixed size"], 2))
     once = rdp.fixed_size_gaussian(noise_multiplier=SIGMA, sampling_rate=4 / N)
     np.testing.assert_allclose(spent, 2 * (np.float64(once.high) + once.low), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_delta_below_float32_is_no_larger_one_under_jit():
+    privacy = train(RULES["poisson"], 1)
+    assert float(jax.jit(dp.epsilon)(privacy, 1e-39)) >= float(dp.epsilon(privacy, 1e-39))

@@ -45,6 +45,8 @@ def rounded_up(value: Array) -> Array:
     """A 64-bit number >= 0 in 32 bits, not below it."""
     rounded = value.astype(jnp.float32)
     above = jnp.nextafter(rounded, jnp.float32(np.inf))
+    # Never a subnormal number, which the next operation may take for 0.
+    above = jnp.maximum(above, jnp.finfo(jnp.float32).tiny)
     return jnp.where(value > 0, above, rounded)
 
 

@@ -337,6 +337,8 @@ def _counted(state: RdpState, sigma: np.ndarray, q: np.ndarray, steps: np.ndarra
     """The divergence of concrete releases: one calculation for all that are equal."""
     kinds: dict[tuple[float, float], int] = {}
     pairs, places = np.unique(np.stack([sigma, q]).astype(np.float64), axis=1, return_inverse=True)
+    if steps.astype(np.float64).sum() >= 2.0**62:
+        raise ValueError(f"steps must add up to less than 2^62 (got {steps.sum(dtype=float):g})")
     counts = np.zeros(pairs.shape[1], np.int64)
     np.add.at(counts, places.reshape(-1), steps.astype(np.int64))
     whole = (pairs[1] == 1) & (pairs[0] > 0)

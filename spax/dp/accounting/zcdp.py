@@ -277,7 +277,8 @@ def epsilon(state: ZcdpState, delta: Number, *, tight: bool = True) -> Array:
         bound = rho + 2 * jnp.sqrt(-rho * log_delta)
         if tight:
             bound = jnp.minimum(bound, _tight(rho, log_delta))
-        bound = jnp.where(rho > 0, jnp.where(jnp.isnan(bound), jnp.inf, bound), 0.0)
+        bound = jnp.where(bound > -jnp.inf, bound, jnp.inf)  # nor NaN
+        bound = jnp.where(rho > 0, bound, 0.0)
         return rounded_up(jnp.maximum(bound, 0.0) * (1 + 1e-12))
 
 
@@ -285,7 +286,7 @@ def _tight(rho: Array, log_delta: Array) -> Array:
     """The least of the bound over many orders about the one that is best without its logarithms."""
     t = jnp.sqrt(-log_delta / jnp.where((rho > 0) & jnp.isfinite(rho), rho, 1.0)) * _NEAR
     a = 1 + t
-    return jnp.min(rho * a + jnp.log1p(-1 / a) - (log_delta + jnp.log(a)) / t)
+    return jnp.min(rho * a + jnp.log(t) - jnp.log1p(t) - (log_delta + jnp.log(a)) / t)
 
 
 def delta(state: ZcdpState, epsilon: Number) -> Array:
@@ -320,7 +321,7 @@ def delta(state: ZcdpState, epsilon: Number) -> Array:
         # The best order is near (epsilon + rho) / (2 rho); any will do.
         t = jnp.maximum((budget - rho_) / (2 * rho_), 1e-3) * _NEAR
         a = 1 + t
-        exponent = jnp.min(t * (rho * a - budget + jnp.log1p(-1 / a)) - jnp.log(a))
+        exponent = jnp.min(t * (rho * a - budget + jnp.log(t) - jnp.log1p(t)) - jnp.log(a))
         exponent = jnp.where(jnp.isnan(exponent), 0.0, exponent)
         bound = jnp.where(rho > 0, jnp.exp(jnp.minimum(exponent, 0.0)) * (1 + 1e-9), 0.0)
         return jnp.minimum(rounded_up(bound), jnp.float32(1))

@@ -241,3 +241,20 @@ def test_the_moments_accountant_is_the_papers():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("rho", [1e30, 1e31])
+def test_a_huge_rho_is_a_huge_epsilon(rho):
+    assert float(zcdp.epsilon(zcdp.add(zcdp.init(), rho)[1], 1e-5)) >= rho
+
+
+def test_a_delta_that_float32_hardly_holds_is_not_zero():
+    _, spent = rdp.update(rdp.init(), noise_multiplier=1.0)
+    _, mu = gdp.update(gdp.init(), noise_multiplier=1.0)
+    assert float(rdp.delta(spent, 14.0)) >= 5.3e-43
+    assert float(gdp.delta(mu, 14.0)) >= 5.3e-43
+
+
+def test_steps_that_no_integer_holds_are_refused():
+    with pytest.raises(ValueError, match="add up to less than"):
+        rdp.update(rdp.init(), noise_multiplier=np.ones(4), steps=np.array([2**62] * 4))
