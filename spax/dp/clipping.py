@@ -99,7 +99,8 @@ def clipped_grad(
       parameters (rounding errors of a sum of squares taken as independent), and by 2^-20 of the
       squared sum of the lengths of what a length is computed from. Not covered: the rounding within
       one example's gradient, where a layer's weights are used at many positions whose contributions
-      nearly cancel (they are added together with those of other rows, in any order); reduced
+      nearly cancel (they are added together with those of other rows, in any order), or whose
+      entries at one position are more than 2^60 times those at another; reduced
       precision that hardware forces upon matrix products in spite of ``precision=HIGHEST``;
       subnormal numbers that it flushes. Inside ``shard_map`` all this
       holds of each shard's own sum, over its own rows, whether or not ``check_vma`` is set
