@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spax.checks import check_count, check_number
+from spax.dp.accounting import zcdp
 from spax.typing import Array, Number
 
 __all__ = [
@@ -67,11 +68,7 @@ def rho_reshuffle(noise_multipliers: Array) -> Array:
             "noise_multipliers must have shape [epochs, batches] "
             f"(got shape {jnp.shape(noise_multipliers)})"
         )
-    with jax.enable_x64(True):
-        sigma = jnp.asarray(noise_multipliers, jnp.float64)
-        cost = jnp.where(sigma > 0, 0.5 / jnp.square(sigma), jnp.inf)
-        total = jnp.sum(jnp.max(cost, axis=1)) * (1 + 1e-9)
-        return jnp.nextafter(total.astype(jnp.float32), jnp.float32(np.inf))
+    return zcdp.reshuffled_rho(noise_multipliers, adjacency="zero_out")
 
 
 def sampling_epsilon(

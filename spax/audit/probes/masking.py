@@ -18,7 +18,7 @@ from jax import lax
 from spax.audit.budget import Budget
 from spax.audit.data import in_batches, sample
 from spax.audit.model import Model, per_architecture
-from spax.audit.probes.robustness import draws, hook, wrong
+from spax.audit.probes.robustness import corner, draws, hook, wrong
 from spax.audit.sections import Measurement, Plot, Section, Series, Verdict
 from spax.checks import are_probabilities
 from spax.datasets import Dataset
@@ -154,16 +154,11 @@ def _evidence(
     return found
 
 
-def _corner(size: int, norm: str) -> float:
-    """Norm of a vector of ones."""
-    return {"linf": 1.0, "l2": size**0.5, "l1": float(size)}[norm]
-
-
 def _radii(
     x: np.ndarray, bounds: tuple[float, float], budget: Budget
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The headline's radius and the largest; and those up to the diameter, in geometric steps."""
-    diameter = _corner(x[0].size, budget.norm) * (bounds[1] - bounds[0])
+    diameter = corner(x[0].size, budget.norm) * (bounds[1] - bounds[0])
     checked = sorted({min(e, diameter) for e in (budget.headline_eps, budget.eps[-1])})
     steps = map(float, np.geomspace(checked[0], diameter, _RADII)[1:])
     return tuple(checked), tuple(sorted({*checked, *steps}))
@@ -202,7 +197,7 @@ def _attack(
             key=keys[0], eps=eps, steps=budget.long_steps, restarts=budget.long_restarts
         )
         # Directions of signs whose length is half the radius: fine structure is averaged out.
-        half = eps / (2 * _corner(x[0].size, norm))
+        half = eps / (2 * corner(x[0].size, norm))
         query = attack(
             key=keys[1],
             eps=eps,

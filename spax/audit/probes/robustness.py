@@ -18,7 +18,7 @@ from spax.gradients import eot, exact
 from spax.losses import hits
 from spax.typing import Array, Gradient, Key, Outputs, Stochastic
 
-__all__ = ["draws", "hook", "robustness", "wrong"]
+__all__ = ["corner", "draws", "hook", "robustness", "wrong"]
 
 _MEANING = {
     "fgsm": "no point found by one gradient step (FGSM)",
@@ -35,6 +35,11 @@ def hook(logits_fn: Any, budget: Budget) -> Gradient:
 def draws(model: Model, budget: Budget) -> dict[str, int]:
     """What the settings of a figure say about `hook`."""
     return {"eot_draws": budget.eot_draws} if model.draws else {}
+
+
+def corner(size: int, norm: str) -> float:
+    """Norm of a vector of ones."""
+    return {"linf": 1.0, "l2": size**0.5, "l1": float(size)}[norm]
 
 
 def wrong(outputs: Outputs, y: Array) -> Array:

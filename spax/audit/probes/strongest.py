@@ -11,7 +11,7 @@ import numpy as np
 from spax.audit.budget import Budget
 from spax.audit.data import in_batches, sample
 from spax.audit.model import Model, closure, per_architecture
-from spax.audit.probes.robustness import draws, hook, wrong
+from spax.audit.probes.robustness import corner, draws, hook, wrong
 from spax.audit.sections import Measurement, Plot, Section, Series
 from spax.datasets import Dataset
 from spax.evaluation import binomial_interval
@@ -137,7 +137,7 @@ def _black_box(
         return {"Square": lost(z), "queries": info.queries, "wrong": at_once}
     # Two queries a pair.
     steps = max(budget.strong_queries // (2 * budget.query_draws), 1)
-    half = eps / (2 * {"linf": 1.0, "l2": x[0].size ** 0.5, "l1": float(x[0].size)}[ball["norm"]])
+    half = eps / (2 * corner(x[0].size, ball["norm"]))
     hidden = spsa(budget.query_draws, half)
     z = canonical_convolutions(
         lambda key: pgd(
