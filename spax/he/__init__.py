@@ -1,0 +1,1 @@
+"""Homomorphic encryption: prediction on encrypted inputs."""
