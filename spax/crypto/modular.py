@@ -34,6 +34,7 @@ __all__ = [
     "sub_mod",
 ]
 
+Words = Array | np.ndarray
 LIMIT = 2**30  # four times a prime fits a word
 
 
@@ -119,7 +120,7 @@ def _barrett(q: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(widths, np.uint32)[:, None] - np.uint32(1), np.array(ratios, np.uint32)[:, None]
 
 
-def rows_like(q: Sequence[int], x: Array) -> tuple[int, ...]:
+def rows_like(q: Sequence[int], x: Words) -> tuple[int, ...]:
     q = tuple(q)
     if x.dtype != np.uint32 or x.ndim < 2 or x.shape[-2] != len(q):
         raise ValueError(
@@ -129,7 +130,7 @@ def rows_like(q: Sequence[int], x: Array) -> tuple[int, ...]:
     return q
 
 
-def _high(a: Array, b: Array) -> Array:
+def _high(a: Array, b: Words) -> Array:
     """The high 32 bits of a product of two words."""
     low16, shift = np.uint32(0xFFFF), np.uint32(16)
     a0, a1, b0, b1 = a & low16, a >> shift, b & low16, b >> shift
@@ -137,17 +138,17 @@ def _high(a: Array, b: Array) -> Array:
     return a1 * b1 + (middle >> shift) + ((a0 * b1 + (middle & low16)) >> shift)
 
 
-def once(x: Array, q: Array) -> Array:
-    """X modulo q for x below 2q: of x and x - q, the one that has not wrapped around."""
+def once(x: Words, q: Words) -> Array:
+    """``x`` modulo q for x below 2q: of x and x - q, the one that has not wrapped around."""
     return jnp.minimum(x, x - q)
 
 
-def add_mod(x: Array, y: Array, q: Sequence[int]) -> Array:
+def add_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     """``x + y`` modulo each prime; uint32 ``[..., L, N]``, broadcasting."""
     return once(x + y, column(rows_like(q, x)))
 
 
-def sub_mod(x: Array, y: Array, q: Sequence[int]) -> Array:
+def sub_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     """``x - y`` modulo each prime; uint32 ``[..., L, N]``, broadcasting."""
     difference = x - y
     return jnp.minimum(difference, difference + column(rows_like(q, x)))
@@ -158,7 +159,7 @@ def neg_mod(x: Array, q: Sequence[int]) -> Array:
     return once(column(rows_like(q, x)) - x, column(tuple(q)))
 
 
-def mul_mod(x: Array, y: Array, q: Sequence[int]) -> Array:
+def mul_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     """``x * y`` modulo each prime, by Barrett's reduction.
 
     Args:
@@ -194,7 +195,7 @@ def shoup(w: np.ndarray, q: np.ndarray) -> np.ndarray:
     return ((w.astype(np.uint64) << np.uint64(32)) // q.astype(np.uint64)).astype(np.uint32)
 
 
-def mul_shoup(x: Array, w: Array, w_shoup: Array, q: Array) -> Array:
+def mul_shoup(x: Array, w: Words, w_shoup: Words, q: Words) -> Array:
     """``x * w`` modulo q up to one q: below 2q, for any word x and a constant w < q.
 
     Args:

@@ -52,7 +52,7 @@ def uniform_mod(key: ChaChaKey, shape: Sequence[int], q: Sequence[int]) -> Array
     p = column(q)
     value = jnp.zeros(tuple(shape), jnp.uint32)
     radix = np.array([[2**32 % m] for m in q], np.uint32)
-    one = np.onesrows_like(radix)
+    one = np.ones_like(radix)
     for word in words:  # value * 2^32 + word
         high = once(mul_shoup(value, radix, shoup(radix, p), p), p)
         value = add_mod(high, once(mul_shoup(word, one, shoup(one, p), p), p), q)
@@ -109,13 +109,13 @@ def discrete_gaussian(key: ChaChaKey, shape: Sequence[int], *, sigma: float = SI
     def count(total: Array, threshold: Array) -> tuple[Array, None]:
         return total + surpass(threshold).astype(jnp.int32), None
 
-    start = jnp.zerosrows_like(high, jnp.int32)
+    start = jnp.zeros_like(high, jnp.int32)
     magnitude, _ = jax.lax.scan(count, start, jnp.asarray(_thresholds(sigma)))
     return jnp.where(sign == 1, -magnitude, magnitude)
 
 
 def residues(x: Array, q: Sequence[int]) -> Array:
-    """Small signed integers ``[..., N]``, of magnitude below each prime, as residues ``[..., L, N]``."""
+    """Signed integers ``[..., N]``, smaller than each prime, as residues ``[..., L, N]``."""
     x = x[..., None, :]
     return jnp.where(x < 0, x + column(tuple(q)).astype(np.int32), x).astype(jnp.uint32)
 
