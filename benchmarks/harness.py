@@ -143,8 +143,9 @@ def alternate(run_ours, run_theirs, options):
     """Pairs of repetitions, in turn: the figures of a comparison.
 
     ``run_ours(i)`` and ``run_theirs(i)`` return {"wall": seconds, "cpu": seconds}. Ends after
-    ``options.repetitions`` pairs, or once the quicker of the two has had ``options.seconds`` and
-    there are three pairs (fewer, where they take twenty times as long).
+    ``options.repetitions`` pairs, or once the quicker of the two has had ``options.seconds``, or the
+    slower ten times as many, and there are three pairs (fewer, where the quicker takes twenty times
+    as long).
     """
     ours, theirs = [], []
     while len(ours) < options.repetitions:
@@ -156,8 +157,9 @@ def alternate(run_ours, run_theirs, options):
         else:
             ours.append(run_ours(i))
             theirs.append(run_theirs(i))
-        spent = min(sum(r["wall"] for r in runs) for runs in (ours, theirs))
-        if spent >= options.seconds and (len(ours) >= 3 or spent >= 20 * options.seconds):
+        spent, slower = sorted(sum(r["wall"] for r in runs) for runs in (ours, theirs))
+        enough = spent >= options.seconds or slower >= 10 * options.seconds
+        if enough and (len(ours) >= 3 or spent >= 20 * options.seconds):
             break
     figures = {"pairs": len(ours)}
     for clock in ("wall", "cpu"):
