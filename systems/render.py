@@ -19,7 +19,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 START, END = "<!-- systems: start -->", "<!-- systems: end -->"
-ROOMS = ("evasion", "defenses", "poisoning", "dp", "leakage", "crypto", "gradients")
+ROOMS = ("evasion", "defenses", "poisoning", "dp", "leakage", "he", "crypto", "gradients")
 
 
 def rows() -> Iterator[Mapping[str, str]]:

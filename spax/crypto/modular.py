@@ -130,6 +130,11 @@ def rows_like(q: Sequence[int], x: Words) -> tuple[int, ...]:
     return q
 
 
+def ranked(x: Words, ndim: int) -> Words:
+    """``x`` with axes of length one in front, so that it has as many as another."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 def _high(a: Array, b: Words) -> Array:
     """The high 32 bits of a product of two words."""
     low16, shift = np.uint32(0xFFFF), np.uint32(16)
@@ -140,23 +145,32 @@ def _high(a: Array, b: Words) -> Array:
 
 def once(x: Words, q: Words) -> Array:
     """``x`` modulo q for x below 2q: of x and x - q, the one that has not wrapped around."""
-    return jnp.minimum(x, x - q)
+    return jnp.minimum(x, x - ranked(q, x.ndim))
+
+
+def _paired(x: Array, y: Words) -> tuple[Array, Words]:
+    ndim = max(x.ndim, y.ndim)
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape), ranked(y, ndim)
 
 
 def add_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     """``x + y`` modulo each prime; uint32 ``[..., L, N]``, broadcasting."""
+    x, y = _paired(x, y)
     return once(x + y, column(rows_like(q, x)))
 
 
 def sub_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     """``x - y`` modulo each prime; uint32 ``[..., L, N]``, broadcasting."""
+    x, y = _paired(x, y)
     difference = x - y
-    return jnp.minimum(difference, difference + column(rows_like(q, x)))
+    p = ranked(column(rows_like(q, x)), x.ndim)
+    return jnp.minimum(difference, difference + p)
 
 
 def neg_mod(x: Array, q: Sequence[int]) -> Array:
     """``-x`` modulo each prime; uint32 ``[..., L, N]``."""
-    return once(column(rows_like(q, x)) - x, column(tuple(q)))
+    p = column(rows_like(q, x))
+    return once(ranked(p, x.ndim) - x, p)
 
 
 def mul_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
@@ -184,7 +198,8 @@ def mul_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
       remainder is below 3 q, which fits a word as q < 2^30.
     """
     q = rows_like(q, x)
-    p, (shift, ratio) = column(q), _barrett(q)
+    x, y = _paired(x, y)
+    p, shift, ratio = (ranked(c, x.ndim) for c in (column(q), *_barrett(q)))
     high, low = _high(x, y), x * y
     quotient = _high((high << (np.uint32(32) - shift)) | (low >> shift), ratio)
     return once(once(low - quotient * p, np.uint32(2) * p), p)
@@ -210,6 +225,7 @@ def mul_shoup(x: Array, w: Words, w_shoup: Words, q: Words) -> Array:
     References:
       Harvey 2014, arXiv:1205.2926, section 2.
     """
+    w, w_shoup, q = (ranked(c, x.ndim) for c in (w, w_shoup, q))
     return x * w - _high(x, w_shoup) * q
 
 

@@ -13,15 +13,17 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spax.crypto.modular import check_primes, column, mul_shoup, once, rows_like, shoup
+from spax.crypto.modular import check_primes, column, mul_shoup, once, ranked, rows_like, shoup
 from spax.typing import Array
 
 __all__ = ["exponents", "intt", "ntt"]
 
 
+@functools.partial(jax.jit, static_argnames="q")
 def ntt(x: Array, q: Sequence[int]) -> Array:
     """The values of polynomials at the odd powers of a root of unity, in bit-reversed order.
 
@@ -48,18 +50,20 @@ def ntt(x: Array, q: Sequence[int]) -> Array:
       folded in), with Harvey's lazy reduction: values stay below 4q between stages.
     """
     tables = _tables(rows_like(q, x), x.shape[-1])
-    p = column(tuple(q))[..., None]
+    p = ranked(column(tuple(q))[..., None], x.ndim + 1)
+    twice = np.uint32(2) * p
     for stage in range(x.shape[-1].bit_length() - 1):
         blocks = 1 << stage
         w, w_shoup = (t[:, blocks : 2 * blocks, None] for t in (tables.w, tables.w_shoup))
         y = x.reshape(*x.shape[:-1], blocks, 2, -1)
-        even = once(y[..., 0, :], np.uint32(2) * p)
+        even = once(y[..., 0, :], twice)
         odd = mul_shoup(y[..., 1, :], w, w_shoup, p)
-        y = jnp.stack([even + odd, even - odd + np.uint32(2) * p], axis=-2)
+        y = jnp.stack([even + odd, even - odd + twice], axis=-2)
         x = y.reshape(x.shape)
-    return once(once(x, np.uint32(2) * p[..., 0]), p[..., 0])
+    return once(once(x, twice[..., 0]), p[..., 0])
 
 
+@functools.partial(jax.jit, static_argnames="q")
 def intt(x: Array, q: Sequence[int]) -> Array:
     """The coefficients of polynomials from their values: `ntt` undone.
 
@@ -77,14 +81,15 @@ def intt(x: Array, q: Sequence[int]) -> Array:
       Longa and Naehrig 2016, algorithm 2 (Gentleman and Sande's butterflies).
     """
     tables = _tables(rows_like(q, x), x.shape[-1])
-    p = column(tuple(q))[..., None]
+    p = ranked(column(tuple(q))[..., None], x.ndim + 1)
+    twice = np.uint32(2) * p
     for stage in reversed(range(x.shape[-1].bit_length() - 1)):
         blocks = 1 << stage
         w, w_shoup = (t[:, blocks : 2 * blocks, None] for t in (tables.v, tables.v_shoup))
         y = x.reshape(*x.shape[:-1], blocks, 2, -1)
         even, odd = y[..., 0, :], y[..., 1, :]
-        total = once(even + odd, np.uint32(2) * p)
-        y = jnp.stack([total, mul_shoup(even - odd + np.uint32(2) * p, w, w_shoup, p)], axis=-2)
+        total = once(even + odd, twice)
+        y = jnp.stack([total, mul_shoup(even - odd + twice, w, w_shoup, p)], axis=-2)
         x = y.reshape(x.shape)
     return once(mul_shoup(x, tables.n_inverse, tables.n_shoup, p[..., 0]), p[..., 0])
 

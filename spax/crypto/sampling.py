@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from spax.crypto.chacha import ChaChaKey, bits
-from spax.crypto.modular import add_mod, check_primes, column, mul_shoup, once, rows_like, shoup
+from spax.crypto.modular import (
+    add_mod,
+    check_primes,
+    column,
+    mul_shoup,
+    once,
+    ranked,
+    rows_like,
+    shoup,
+)
 from spax.typing import Array
 
 __all__ = ["discrete_gaussian", "residues", "ternary", "uniform_mod"]
@@ -117,7 +126,8 @@ def discrete_gaussian(key: ChaChaKey, shape: Sequence[int], *, sigma: float = SI
 def residues(x: Array, q: Sequence[int]) -> Array:
     """Signed integers ``[..., N]``, smaller than each prime, as residues ``[..., L, N]``."""
     x = x[..., None, :]
-    return jnp.where(x < 0, x + column(tuple(q)).astype(np.int32), x).astype(jnp.uint32)
+    p = ranked(column(tuple(q)).astype(np.int32), x.ndim)
+    return jnp.where(x < 0, x + p, x).astype(jnp.uint32)
 
 
 @functools.cache
