@@ -143,9 +143,9 @@ def alternate(run_ours, run_theirs, options):
     """Pairs of repetitions, in turn: the figures of a comparison.
 
     ``run_ours(i)`` and ``run_theirs(i)`` return {"wall": seconds, "cpu": seconds}. Ends after
-    ``options.repetitions`` pairs, or once the quicker of the two has had ``options.seconds``, or the
-    slower ten times as many, and there are three pairs (fewer, where the quicker takes twenty times
-    as long).
+    ``options.repetitions`` pairs, or once the quicker of the two has had ``options.seconds``, or
+    the slower ten times as many, and there are three pairs (fewer, where the quicker takes twenty
+    times as long).
     """
     ours, theirs = [], []
     while len(ours) < options.repetitions:
