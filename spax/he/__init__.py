@@ -2,15 +2,12 @@
 
 from spax.he import bgv, ckks
 from spax.he.errors import (
-    CorruptCiphertext,
     InsecureParameters,
     LevelMismatch,
     MissingRotation,
     NoiseExhausted,
     NoLevelsLeft,
-    NoNoiseBudget,
     PlaintextOverflow,
-    RangeUnsafe,
     ScaleMismatch,
     SpecMismatch,
     WrongKey,
@@ -45,19 +42,16 @@ from spax.he.switching import conjugate, drop, relinearise, rotate
 
 __all__ = [
     "Ciphertext",
-    "CorruptCiphertext",
     "EvaluationKey",
     "InsecureParameters",
     "Keys",
     "LevelMismatch",
     "MissingRotation",
     "NoLevelsLeft",
-    "NoNoiseBudget",
     "NoiseExhausted",
     "Plaintext",
     "PlaintextOverflow",
     "PublicKey",
-    "RangeUnsafe",
     "RingSpec",
     "ScaleMismatch",
     "SecretKey",

@@ -1,15 +1,12 @@
 """What encrypted computation refuses, each with its own name."""
 
 __all__ = [
-    "CorruptCiphertext",
     "InsecureParameters",
     "LevelMismatch",
     "MissingRotation",
     "NoLevelsLeft",
-    "NoNoiseBudget",
     "NoiseExhausted",
     "PlaintextOverflow",
-    "RangeUnsafe",
     "ScaleMismatch",
     "SpecMismatch",
     "WrongKey",
@@ -36,16 +33,8 @@ class NoLevelsLeft(ValueError):
     """A modulus is to be dropped where only one is left."""
 
 
-class NoNoiseBudget(ValueError):
-    """By the estimate, the result would not decrypt."""
-
-
 class PlaintextOverflow(ValueError):
     """A value, or a proven bound of a result, does not fit the space of plaintexts."""
-
-
-class RangeUnsafe(ValueError):
-    """Values leave the range on which an approximation holds."""
 
 
 class MissingRotation(ValueError):
@@ -58,7 +47,3 @@ class WrongKey(ValueError):
 
 class NoiseExhausted(ValueError):
     """The noise has grown over what still decrypts: the result is unknown."""
-
-
-class CorruptCiphertext(ValueError):
-    """Bytes that are not what was written: cut off, altered, or of something else."""

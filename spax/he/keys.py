@@ -63,10 +63,7 @@ class SecretKey:
         return f"SecretKey(<secret>, spec={self.spec})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a SecretKey is never pickled or copied; spax.he.to_bytes(key, include_secret=True) "
-            "writes it"
-        )
+        raise TypeError("a SecretKey is secret and is never pickled or copied")
 
 
 @jax.tree_util.register_dataclass

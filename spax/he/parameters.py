@@ -46,8 +46,8 @@ class RingSpec:
       t: primes of the spaces of integers (BGV), 1 modulo 2n, each a channel of its own: results
         are known modulo their product. Empty for approximate numbers (CKKS).
       security: the table that bounds the modulus: "hes_2018" or "guidelines_2024".
-      insecure: True permits moduli over the table's bound, for tests: what is made with it says
-        so, and is neither serialised nor measured.
+      insecure: True permits moduli over the table's bound, for tests: a ciphertext made with it is
+        not ``secure``.
 
     Raises:
       InsecureParameters: if the modulus (with the special prime) is wider than the table allows,
