@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,17 @@ from spax.typing import call
 
 KEY = jax.random.key(0)
 IMAGES = 300
+
+
+def median_seconds(call, repetitions=15):
+    """The median time of a compiled call, to the end of its work."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
 
 
 @functools.cache

@@ -1,12 +1,9 @@
 """Throughput of the cipher."""
 
-import time
-
 import jax
-import numpy as np
 
 import spax
-from benchmarks.figures.common import KEY
+from benchmarks.figures.common import KEY, median_seconds
 
 
 def measure():
@@ -19,12 +16,6 @@ def measure():
     return {"bits": {name: megabytes_a_second(*draw, 4 * shape[0]) for name, draw in draws.items()}}
 
 
-def megabytes_a_second(draw, key, size, repetitions=15):
+def megabytes_a_second(draw, key, size):
     """By the median time."""
-    jax.block_until_ready(draw(key))
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready(draw(key))
-        seconds.append(time.perf_counter() - start)
-    return round(size / float(np.median(seconds)) / 1e6)
+    return round(size / median_seconds(lambda: draw(key)) / 1e6)

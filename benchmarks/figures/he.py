@@ -1,11 +1,10 @@
 """Exactness and precision of encrypted arithmetic, at full security."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.figures.common import median_seconds
 from spax import crypto, he
 from spax.crypto.ntt import ntt
 
@@ -58,15 +57,10 @@ def approximate(depth=5):
     return found
 
 
-def transform(batch=64, repetitions=15):
+def transform(batch=64):
     """Microseconds a polynomial and prime, batched, by the median."""
     q = he.bgv.ring(8192, limbs=7).q
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.integers(0, min(q), (batch, len(q), 8192)).astype(np.uint32))
-    jax.block_until_ready(ntt(x, q))
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        jax.block_until_ready(ntt(x, q))
-        seconds.append(time.perf_counter() - start)
-    return {"microseconds": round(float(np.median(seconds)) / batch / len(q) * 1e6, 1)}
+    seconds = median_seconds(lambda: ntt(x, q))
+    return {"microseconds": round(seconds / batch / len(q) * 1e6, 1)}

@@ -15,6 +15,7 @@ References:
 import functools
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,17 +25,24 @@ from spax.typing import Array
 __all__ = [
     "add_mod",
     "check_primes",
+    "column",
     "is_prime",
+    "lift",
+    "log2_product",
     "mul_mod",
     "mul_shoup",
     "neg_mod",
     "ntt_primes",
+    "once",
+    "ranked",
     "reduce_int",
+    "rows_like",
     "shoup",
     "sub_mod",
 ]
 
 Words = Array | np.ndarray
+W = TypeVar("W", bound=Words)
 LIMIT = 2**30  # four times a prime fits a word
 
 
@@ -121,6 +129,7 @@ def _barrett(q: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows_like(q: Sequence[int], x: Words) -> tuple[int, ...]:
+    """The moduli as a tuple; raises unless ``x`` is uint32 with a row for each."""
     q = tuple(q)
     if x.dtype != np.uint32 or x.ndim < 2 or x.shape[-2] != len(q):
         raise ValueError(
@@ -130,9 +139,10 @@ def rows_like(q: Sequence[int], x: Words) -> tuple[int, ...]:
     return q
 
 
-def ranked(x: Words, ndim: int) -> Words:
+def ranked(x: W, ndim: int) -> W:
     """``x`` with axes of length one in front, so that it has as many as another."""
-    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+    reshaped: W = x.reshape((1,) * (ndim - x.ndim) + x.shape)  # type: ignore[assignment]
+    return reshaped
 
 
 def _high(a: Array, b: Words) -> Array:
@@ -150,7 +160,7 @@ def once(x: Words, q: Words) -> Array:
 
 def _paired(x: Array, y: Words) -> tuple[Array, Words]:
     ndim = max(x.ndim, y.ndim)
-    return x.reshape((1,) * (ndim - x.ndim) + x.shape), ranked(y, ndim)
+    return ranked(x, ndim), ranked(y, ndim)
 
 
 def add_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
@@ -203,6 +213,22 @@ def mul_mod(x: Array, y: Words, q: Sequence[int]) -> Array:
     high, low = _high(x, y), x * y
     quotient = _high((high << (np.uint32(32) - shift)) | (low >> shift), ratio)
     return once(once(low - quotient * p, np.uint32(2) * p), p)
+
+
+def lift(x: Array, prime: Words | np.uint32, q: Sequence[int]) -> Array:
+    """Residues modulo one prime, as the signed integers nearest to zero, modulo others.
+
+    Args:
+      x: uint32 ``[..., 1, N]``, below ``prime``.
+      prime: uint32, a scalar or what broadcasts to ``x``.
+      q: the L primes, static.
+
+    Returns:
+      uint32 ``[..., L, N]``.
+    """
+    p = ranked(column(tuple(q)), x.ndim)
+    lifted = x % p
+    return jnp.where(x > prime // np.uint32(2), sub_mod(lifted, prime % p, q), lifted)
 
 
 def shoup(w: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Homomorphic encryption: prediction on encrypted inputs."""
 
 from spax.he import bgv, ckks
+from spax.he.decryption import Decrypted
 from spax.he.errors import (
     InsecureParameters,
     LevelMismatch,
@@ -42,6 +43,7 @@ from spax.he.switching import conjugate, drop, relinearise, rotate
 
 __all__ = [
     "Ciphertext",
+    "Decrypted",
     "EvaluationKey",
     "InsecureParameters",
     "Keys",

@@ -13,39 +13,25 @@ References:
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spax.checks import is_concrete
-from spax.crypto.modular import column, log2_product, mul_mod, ntt_primes, ranked
+from spax.crypto.modular import column, lift, mul_mod, ntt_primes, ranked
 from spax.crypto.ntt import exponents, intt, ntt
-from spax.he.errors import NoiseExhausted, PlaintextOverflow, SpecMismatch, WrongKey
-from spax.he.keys import SecretKey, phase
-from spax.he.mixed_radix import centred_digits, log2_magnitude, to_residues
+from spax.he.decryption import Decrypted, open_up, raise_unless_ok
+from spax.he.errors import PlaintextOverflow, SpecMismatch
+from spax.he.keys import SecretKey
+from spax.he.mixed_radix import to_residues
 from spax.he.parameters import RingSpec
 from spax.he.rlwe import Ciphertext, Plaintext, check
 from spax.typing import Array
 
-__all__ = ["Decrypted", "decrypt", "decrypt_or_raise", "encode", "join", "ring"]
+__all__ = ["decrypt", "decrypt_or_raise", "encode", "join", "ring"]
 
 POISON = np.iinfo(np.int32).min
-
-
-class Decrypted(NamedTuple):
-    """What `decrypt` found.
-
-    Attributes:
-      value: the numbers; where ``ok`` is False the most negative int32 (BGV), NaN (CKKS).
-      ok: bool ``[...]``, whether the error left the message intact.
-      budget_bits: float32 ``[...]``, how many bits the error may still have grown; <= 0: none.
-    """
-
-    value: Array
-    ok: Array
-    budget_bits: Array
 
 
 def ring(
@@ -102,6 +88,7 @@ def encode(v: Array, spec: RingSpec, *, level: int | None = None) -> Plaintext:
       ValueError: on another type or too many slots.
       PlaintextOverflow: if a concrete number is not below half the product of the primes.
       SpecMismatch: if the parameters are CKKS's.
+      LevelMismatch: if there are fewer moduli than ``level``.
 
     Example:
       >>> encode(jnp.array([1, -2, 3]), ring(4096, limbs=3, channels=2)).p.shape
@@ -117,18 +104,14 @@ def encode(v: Array, spec: RingSpec, *, level: int | None = None) -> Plaintext:
     half = math.prod(spec.t) // 2
     if is_concrete(v) and v.size and max(abs(int(v.max())), abs(int(v.min()))) > half:
         raise PlaintextOverflow(f"numbers must be within {half} (got {int(v.min())} to {v.max()})")
-    level = len(spec.q) if level is None else level
+    q = spec.moduli(level)
     v = v.astype(jnp.int32)[..., None, :]
     row = ranked(column(spec.t).astype(np.int32), v.ndim)
     slots = jnp.zeros((*v.shape[:-2], len(spec.t), spec.n), jnp.uint32)
     slots = slots.at[..., _places(spec.n)[: v.shape[-1]]].set((v % row).astype(jnp.uint32))
     coefficients = intt(slots, spec.t)[..., None, :]
-    q = spec.q[:level]
-    columns = ranked(column(q), coefficients.ndim)
-    t = ranked(column(spec.t)[..., None], coefficients.ndim)
-    negative = coefficients > t // 2
-    lifted = jnp.where(negative, columns - (t - coefficients), coefficients)
-    return Plaintext(ntt(lifted, q), spec, level, message_log2=math.log2(max(spec.t) / 2))
+    lifted = lift(coefficients, ranked(column(spec.t)[..., None], coefficients.ndim), q)
+    return Plaintext(ntt(lifted, q), spec, len(q), message_log2=math.log2(max(spec.t) / 2))
 
 
 @jax.jit
@@ -156,8 +139,7 @@ def decrypt(sk: SecretKey, ct: Ciphertext) -> Decrypted:
       Brakerski, Gentry and Vaikuntanathan 2012, section 3; Smart and Vercauteren 2014.
     """
     spec = check(ct, scheme="bgv").spec
-    negative, magnitude = centred_digits(intt(phase(sk, ct), ct.q), ct.q)
-    ok, budget = verdict(sk, ct, log2_magnitude(magnitude, ct.q))
+    negative, magnitude, ok, budget = open_up(sk, ct)
     row = ranked(column(spec.t), magnitude.ndim - 1)
     coefficients = jnp.stack(
         [
@@ -214,24 +196,6 @@ def join(value: Array, t: Sequence[int]) -> np.ndarray:
         total = total + residues[..., i, :].astype(object) * weight
     total = (total + product // 2) % product - product // 2
     return total.astype(np.int64) if product < 2**63 else total
-
-
-def verdict(sk: SecretKey, ct: Ciphertext, size_log2: Array) -> tuple[Array, Array]:
-    """Whether all coefficients are below a quarter of the modulus, and by how many bits."""
-    budget = np.float32(log2_product(ct.q) - 2) - jnp.max(size_log2, axis=(-2, -1))
-    named = jnp.all(ct.key_id == ranked(sk.key_id, ct.key_id.ndim), axis=-1)
-    return named & (budget > 0), jnp.where(named, budget, jnp.minimum(budget, 0))
-
-
-def raise_unless_ok(sk: SecretKey, ct: Ciphertext, found: Any) -> None:
-    """Raises for what `decrypt` says is not ok."""
-    if not bool(jnp.all(ct.key_id == ranked(sk.key_id, ct.key_id.ndim))):
-        raise WrongKey("the ciphertext was made for another key")
-    if not bool(jnp.all(found.ok)):
-        raise NoiseExhausted(
-            "the error is too large to decrypt, or the ciphertext was altered "
-            f"(got {int(jnp.sum(~found.ok))} of {found.ok.size} ciphertexts)"
-        )
 
 
 @functools.cache

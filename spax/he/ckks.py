@@ -23,11 +23,11 @@ import numpy as np
 
 from spax.checks import is_concrete
 from spax.crypto.modular import column, ntt_primes, ranked
-from spax.crypto.ntt import intt, ntt
-from spax.he.bgv import Decrypted, raise_unless_ok, verdict
+from spax.crypto.ntt import ntt
+from spax.he.decryption import Decrypted, open_up, raise_unless_ok
 from spax.he.errors import PlaintextOverflow, SpecMismatch
-from spax.he.keys import SecretKey, phase
-from spax.he.mixed_radix import centred_digits, log2_magnitude, to_float
+from spax.he.keys import SecretKey
+from spax.he.mixed_radix import to_float
 from spax.he.parameters import RingSpec
 from spax.he.rlwe import Ciphertext, Plaintext, check
 from spax.typing import Array
@@ -96,6 +96,7 @@ def encode(
       ValueError: on too many slots, NaN, or a scale that is not positive.
       PlaintextOverflow: if a number times the scale is above 2^52, or a concrete one above bound.
       SpecMismatch: if the parameters are BGV's.
+      LevelMismatch: if there are fewer moduli than ``level``.
 
     References:
       Cheon et al. 2017, section 2.2 and 3.2: the inverse of the canonical embedding, slot j at the
@@ -113,8 +114,7 @@ def encode(
             f"numbers times the scale must be below 2^52, where doubles are exact "
             f"(got {bound:g} times {scale:g})"
         )
-    level = len(spec.q) if level is None else level
-    q, n = spec.q[:level], spec.n
+    q, n = spec.moduli(level), spec.n
     with jax.enable_x64(True):
         z = jnp.asarray(z, jnp.complex128)
         index = _places(n)
@@ -126,7 +126,7 @@ def encode(
         rounded = rounded[..., None, None, :]
         residues = (rounded % ranked(column(q).astype(np.int64), rounded.ndim)).astype(jnp.uint32)
     message = math.log2(max(bound * scale, 1.0))
-    return Plaintext(ntt(residues, q), spec, level, float(scale), message)
+    return Plaintext(ntt(residues, q), spec, len(q), float(scale), message)
 
 
 @jax.jit
@@ -154,8 +154,7 @@ def decrypt(sk: SecretKey, ct: Ciphertext) -> Decrypted:
       Cheon et al. 2017, section 3.4.
     """
     n = check(ct, scheme="ckks").spec.n
-    negative, magnitude = centred_digits(intt(phase(sk, ct), ct.q), ct.q)
-    ok, budget = verdict(sk, ct, log2_magnitude(magnitude, ct.q))
+    negative, magnitude, ok, budget = open_up(sk, ct)
     coefficients = to_float(negative, magnitude, ct.q, ct.scale)[..., 0, :]
     with jax.enable_x64(True):
         values = jnp.fft.ifft(coefficients * ranked(_twist(n), coefficients.ndim)) * n

@@ -183,11 +183,7 @@ def keygen(
     secret = SecretKey(s, bits(name_key, (4,)), spec)
     noise_key, uniform_key = split(public_key)
     a = uniform_mod(uniform_key, (channels, len(spec.q), n), spec.q)
-    b = add_mod(
-        neg_mod(mul_mod(a, s[: len(spec.q)], spec.q), spec.q),
-        _errors(noise_key, (), spec, spec.q),
-        spec.q,
-    )
+    b = _masked(a, s[: len(spec.q)], spec, spec.q, key=noise_key)
     public = PublicKey(b, a, secret.key_id, spec)
     powers: list[Array] = []
     elements = {galois(r, spec) for r in rotations} | ({2 * n - 1} if conjugation else set())
@@ -217,7 +213,7 @@ def _switching_key(key: ChaChaKey, source: Array, s: Array, spec: RingSpec) -> A
     q, digits = spec.all_primes, len(spec.q)
     noise_key, uniform_key = split(key)
     a = uniform_mod(uniform_key, (digits, len(spec.channels), len(q), spec.n), q)
-    b = add_mod(neg_mod(mul_mod(a, s, q), q), _errors(noise_key, (digits,), spec, q), q)
+    b = _masked(a, s, spec, q, key=noise_key)
     assert spec.special is not None
     message = mul_mod(source, reduce_int(spec.special, q), q)
     chosen = np.eye(digits, len(q), dtype=np.uint32)[:, None, :, None]
@@ -228,6 +224,11 @@ def _errors(key: ChaChaKey, shape: tuple[int, ...], spec: RingSpec, q: tuple[int
     """``t e`` in values, for each channel: ``[*shape, T, L, n]``."""
     e = discrete_gaussian(key, (*shape, len(spec.channels), spec.n))
     return mul_mod(ntt(residues(e, q), q), times(spec, q), q)
+
+
+def _masked(a: Array, s: Array, spec: RingSpec, q: tuple[int, ...], *, key: ChaChaKey) -> Array:
+    """``-a s + t e``: what the secret takes away again; uint32 ``[..., T, L, n]``."""
+    return add_mod(neg_mod(mul_mod(a, s, q), q), _errors(key, a.shape[:-3], spec, q), q)
 
 
 def times(spec: RingSpec, q: tuple[int, ...]) -> np.ndarray:
@@ -264,7 +265,9 @@ def encrypt(pk: PublicKey, m: Plaintext, *, key: ChaChaKey) -> Ciphertext:
     c1 = add_mod(mul_mod(u, pk.a[:, :level], q), _errors(f_key, batch, spec, q), q)
     c = jnp.stack([add_mod(c0, m.p, q), c1], axis=-3)
     error = math.log2(SPREAD * SIGMA) + 0.5 * math.log2(4 * spec.n / 3 + 1)
-    return Ciphertext(c, _named(pk.key_id, batch), spec, level, **_labels(m, error))
+    factor = (1,) * len(spec.channels)
+    labels = _labels(m, error)
+    return Ciphertext(c, _named(pk.key_id, batch), spec, level, factor=factor, **labels)
 
 
 def encrypt_symmetric(sk: SecretKey, m: Plaintext, *, key: ChaChaKey) -> Ciphertext:
@@ -282,7 +285,7 @@ def encrypt_symmetric(sk: SecretKey, m: Plaintext, *, key: ChaChaKey) -> Ciphert
       TypeError: if ``key`` is not a ChaChaKey.
       SpecMismatch: if key and plaintext are of different parameters.
     """
-    return expand(encrypt_seeded(sk, m, key=key))
+    return _whole(*_symmetric(sk, m, key))
 
 
 def encrypt_seeded(sk: SecretKey, m: Plaintext, *, key: ChaChaKey) -> Seeded:
@@ -290,38 +293,42 @@ def encrypt_seeded(sk: SecretKey, m: Plaintext, *, key: ChaChaKey) -> Seeded:
 
     The seed is public and tells nothing of the other draws of the key (see `spax.crypto.split`).
     """
+    return _symmetric(sk, m, key)[0]
+
+
+def _symmetric(sk: SecretKey, m: Plaintext, key: ChaChaKey) -> tuple[Seeded, Array]:
+    """What is sent, and the uniform half that its seed stands for."""
     if not isinstance(sk, SecretKey):
         raise TypeError(f"sk must be a SecretKey (got {type(sk).__name__})")
     spec, q = _specs(sk.spec, m), m.spec.q[: m.level]
     seed, noise_key = split(key)
-    batch = m.p.shape[:-3]
     a = uniform_mod(seed, m.p.shape, q)
-    c0 = add_mod(neg_mod(mul_mod(a, sk.s[: m.level], q), q), _errors(noise_key, batch, spec, q), q)
-    c0 = add_mod(c0, m.p, q)
-    error = math.log2(SPREAD * SIGMA)
-    labels = _labels(m, error)
-    del labels["factor"]
-    return Seeded(c0, seed.words, sk.key_id, spec, m.level, **labels)
+    c0 = add_mod(_masked(a, sk.s[: m.level], spec, q, key=noise_key), m.p, q)
+    labels = _labels(m, math.log2(SPREAD * SIGMA))
+    return Seeded(c0, seed.words, sk.key_id, spec, m.level, **labels), a
 
 
 def expand(ct: Seeded) -> Ciphertext:
     """The whole of a ciphertext that was sent with a seed; the server's side."""
     if not isinstance(ct, Seeded):
         raise TypeError(f"a Seeded is wanted (got {type(ct).__name__})")
-    spec, batch = ct.spec, ct.c0.shape[:-3]
+    spec = ct.spec
     if ct.c0.dtype != np.uint32 or ct.c0.shape[-3:] != (len(spec.channels), ct.level, spec.n):
         raise ValueError(
             f"c0 must be uint32 [..., {len(spec.channels)}, {ct.level}, {spec.n}] "
             f"(got {ct.c0.dtype} {ct.c0.shape})"
         )
-    a = uniform_mod(ChaChaKey(ct.seed), ct.c0.shape, spec.q[: ct.level])
+    return _whole(ct, uniform_mod(ChaChaKey(ct.seed), ct.c0.shape, spec.q[: ct.level]))
+
+
+def _whole(ct: Seeded, a: Array) -> Ciphertext:
     return Ciphertext(
         jnp.stack([ct.c0, a], axis=-3),
-        _named(ct.key_id, batch),
-        spec,
+        _named(ct.key_id, ct.c0.shape[:-3]),
+        ct.spec,
         ct.level,
         ct.scale,
-        (1,) * len(spec.channels),
+        (1,) * len(ct.spec.channels),
         ct.noise_log2,
         ct.message_log2,
     )
@@ -354,12 +361,6 @@ def _labels(m: Plaintext, error_log2: float) -> dict[str, Any]:
     """The static fields of a fresh ciphertext, from the bits of its error's coefficients."""
     spec = m.spec
     if spec.scheme == "bgv":
-        noise = log_sum(m.message_log2, math.log2(max(spec.t)) + error_log2)
-        return {"factor": (1,) * len(spec.t), "noise_log2": noise}
+        return {"noise_log2": log_sum(m.message_log2, math.log2(max(spec.t)) + error_log2)}
     noise = log_sum(error_log2 + 0.5 * math.log2(spec.n), rounding_log2(spec))
-    return {
-        "factor": (1,),
-        "scale": m.scale,
-        "noise_log2": noise,
-        "message_log2": m.message_log2,
-    }
+    return {"scale": m.scale, "noise_log2": noise, "message_log2": m.message_log2}

@@ -32,14 +32,9 @@ def digits(x: Array, q: Sequence[int]) -> Array:
         row = x[..., i : i + 1, :]
         for j, digit in enumerate(rows):
             inverse = np.array([[pow(q[j], -1, prime)]], np.uint32)
-            row = mul_mod(sub_mod(row, _reduced(digit, prime), (prime,)), inverse, (prime,))
+            row = mul_mod(sub_mod(row, digit % np.uint32(prime), (prime,)), inverse, (prime,))
         rows.append(row)
     return jnp.concatenate(rows, axis=-2)
-
-
-def _reduced(x: Array, prime: int) -> Array:
-    """A word below 2^30, modulo a prime of any width."""
-    return x if prime >= 2**30 else x % np.uint32(prime)
 
 
 def centred_digits(x: Array, q: Sequence[int]) -> tuple[Array, Array]:

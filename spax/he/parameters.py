@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from spax.crypto.modular import check_primes, log2_product
-from spax.he.errors import InsecureParameters
+from spax.he.errors import InsecureParameters, LevelMismatch
 
 __all__ = ["GUIDELINES_2024", "HES_2018", "RingSpec"]
 
@@ -100,6 +100,12 @@ class RingSpec:
     def all_primes(self) -> tuple[int, ...]:
         """The chain, and the special prime after it."""
         return self.q if self.special is None else (*self.q, self.special)
+
+    def moduli(self, level: int | None = None) -> tuple[int, ...]:
+        """The first ``level`` primes of the chain; None: all. Raises LevelMismatch beyond them."""
+        if level is not None and not 1 <= level <= len(self.q):
+            raise LevelMismatch(f"level must be in [1, {len(self.q)}] (got level={level})")
+        return self.q[:level]
 
     @property
     def bits(self) -> int:

@@ -26,6 +26,7 @@ References:
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spax.checks import is_concrete
-from spax.crypto.modular import add_mod, mul_mod, neg_mod, reduce_int
+from spax.crypto.modular import add_mod, mul_mod, neg_mod, ranked, reduce_int
 from spax.he.errors import LevelMismatch, ScaleMismatch, SpecMismatch, WrongKey
 from spax.he.parameters import RingSpec
 from spax.typing import Array
@@ -301,27 +302,32 @@ def mul(x: Ciphertext, y: Ciphertext) -> Ciphertext:
       WrongKey: as `add`.
     """
     key_id = _check_pair(x, y, scales=False)
-    rows: list[Array | None] = [None] * (x.components + y.components - 1)
-    for i in range(x.components):
-        for j in range(y.components):
-            term = mul_mod(x.c[..., i, :, :], y.c[..., j, :, :], x.q)
-            so_far = rows[i + j]
-            rows[i + j] = term if so_far is None else add_mod(so_far, term, x.q)
-    return _product(x, y, jnp.stack([row for row in rows if row is not None], axis=-3), key_id)
+    terms = (
+        (i + j, mul_mod(x.c[..., i, :, :], y.c[..., j, :, :], x.q))
+        for i in range(x.components)
+        for j in range(y.components)
+    )
+    return _product(x, y, _by_power(terms, x.q), key_id)
 
 
 def square(x: Ciphertext) -> Ciphertext:
     """``mul(x, x)``, with each cross product taken once."""
     k = check(x).components
-    rows: list[Array | None] = [None] * (2 * k - 1)
-    for i in range(k):
-        for j in range(i, k):
-            term = mul_mod(x.c[..., i, :, :], x.c[..., j, :, :], x.q)
-            if i != j:
-                term = add_mod(term, term, x.q)
-            so_far = rows[i + j]
-            rows[i + j] = term if so_far is None else add_mod(so_far, term, x.q)
-    return _product(x, x, jnp.stack([row for row in rows if row is not None], axis=-3), x.key_id)
+    twice = add_mod(x.c, x.c, x.q)
+    terms = (
+        (i + j, mul_mod(x.c[..., i, :, :], (x.c if i == j else twice)[..., j, :, :], x.q))
+        for i in range(k)
+        for j in range(i, k)
+    )
+    return _product(x, x, _by_power(terms, x.q), x.key_id)
+
+
+def _by_power(terms: Iterable[tuple[int, Array]], q: tuple[int, ...]) -> Array:
+    """Components from products of components, each with its power of s."""
+    rows: dict[int, Array] = {}
+    for power, term in terms:
+        rows[power] = add_mod(rows[power], term, q) if power in rows else term
+    return jnp.stack([rows[power] for power in sorted(rows)], axis=-3)
 
 
 def truncate(x: Ciphertext, level: int) -> Ciphertext:
@@ -419,7 +425,7 @@ def _check_pair(x: Any, y: Any, *, scales: bool = True) -> Array:
 def same_key(x: Array, y: Array) -> Array:
     """The name of the key where two agree; zeros, which name no key, where traced ones do not."""
     ndim = max(x.ndim, y.ndim)
-    x, y = (jnp.expand_dims(key, tuple(range(ndim - key.ndim))) for key in (x, y))
+    x, y = ranked(x, ndim), ranked(y, ndim)
     if is_concrete((x, y)) and not bool(jnp.all(x == y)):
         raise WrongKey("ciphertexts of different keys cannot be combined")
     return jnp.where(jnp.all(x == y, axis=-1, keepdims=True), x, jnp.uint32(0))

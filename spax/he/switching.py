@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from spax.crypto.modular import add_mod, column, mul_mod, ranked, reduce_int, sub_mod
+from spax.crypto.modular import add_mod, lift, mul_mod
 from spax.crypto.ntt import intt, ntt
 from spax.crypto.sampling import SIGMA
 from spax.he.errors import MissingRotation, NoLevelsLeft, SpecMismatch
-from spax.he.keys import EvaluationKey, automorphism, galois
+from spax.he.keys import EvaluationKey, automorphism, galois, times
 from spax.he.parameters import RingSpec
 from spax.he.rlwe import SPREAD, Ciphertext, check, log_sum, same_key
 from spax.typing import Array
@@ -59,7 +59,7 @@ def drop(ct: Ciphertext) -> Ciphertext:
     if level < 2:
         raise NoLevelsLeft("the last modulus cannot be dropped (got level=1)")
     last, q = ct.q[-1], ct.q[:-1]
-    c = _divide(ct.c, q, last, spec.channels)
+    c = _divide(ct.c, q, last, spec)
     gained = math.log2(last)
     return dataclasses.replace(
         ct,
@@ -74,17 +74,13 @@ def drop(ct: Ciphertext) -> Ciphertext:
     )
 
 
-def _divide(c: Array, q: tuple[int, ...], last: int, channels: tuple[int, ...]) -> Array:
+def _divide(c: Array, q: tuple[int, ...], last: int, spec: RingSpec) -> Array:
     """``(c + t d) / last`` for the small d that makes it an integer; c is ``[..., T, k, L, n]``."""
     # d = -c / t modulo the last prime, centred
-    inverse = np.array([[[[-pow(t, -1, last) % last]]] for t in channels], np.uint32)
+    inverse = np.array([[[[-pow(t, -1, last) % last]]] for t in spec.channels], np.uint32)
     d = mul_mod(intt(c[..., -1:, :], (last,)), inverse, (last,))
-    shift = np.array([[p - last % p] for p in q], np.uint32)
-    lifted = d % ranked(column(q), d.ndim)
-    negative = d > np.uint32(last // 2)
-    lifted = jnp.where(negative, add_mod(lifted, shift, q), lifted)
-    t = reduce_int(channels, q).T[:, None, :, None]
-    total = add_mod(c[..., :-1, :], mul_mod(ntt(lifted, q), t, q), q)
+    multiple = mul_mod(ntt(lift(d, np.uint32(last), q), q), times(spec, q)[:, None], q)
+    total = add_mod(c[..., :-1, :], multiple, q)
     return mul_mod(total, np.array([[pow(last, -1, p)] for p in q], np.uint32), q)
 
 
@@ -168,22 +164,19 @@ def _switch(d: Array, key: Array, ct: Ciphertext) -> Array:
     spec, level = ct.spec, ct.level
     assert spec.special is not None
     q = (*ct.q, spec.special)
-    p = ranked(column(q), d.ndim)
     rows = jnp.moveaxis(intt(d, ct.q), -2, 0)[..., None, :]  # [digits, ..., T, 1, n]
     primes = jnp.asarray(ct.q, jnp.uint32)
     keep = (*range(level), len(spec.q))
 
     def add_digit(total: Array, item: tuple[Array, Array, Array]) -> tuple[Array, None]:
         digit, prime, entry = item
-        # centred, which halves the noise
-        lifted = digit % p
-        lifted = jnp.where(digit > prime // 2, sub_mod(lifted, prime % p, q), lifted)
+        lifted = lift(digit, prime, q)  # centred, which halves the noise
         term = mul_mod(ntt(lifted, q)[..., None, :, :], entry[:, :, keep, :], q)
         return add_mod(total, term, q), None
 
     start = jnp.zeros((*d.shape[:-2], 2, len(q), spec.n), jnp.uint32)
     total, _ = lax.scan(add_digit, start, (rows, primes, key[:level]))
-    return _divide(total, ct.q, spec.special, spec.channels)
+    return _divide(total, ct.q, spec.special, spec)
 
 
 def _check_key(ct: Ciphertext, evk: EvaluationKey) -> None:

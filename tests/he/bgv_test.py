@@ -7,13 +7,10 @@ import pytest
 
 from spax import crypto, he
 from spax.crypto.modular import log2_product
+from tests.he.common import fresh
 
 SPEC = he.bgv.ring(64, limbs=4, channels=2, plain_bits=17, special=True, insecure=True)
 N = SPEC.n
-
-
-def fresh(number=0):
-    return crypto.ChaChaKey(jnp.arange(8, dtype=jnp.uint32) + jnp.uint32(8 * number))
 
 
 @pytest.fixture(scope="module")

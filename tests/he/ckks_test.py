@@ -5,14 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spax import crypto, he
+from spax import he
+from tests.he.common import fresh
 
 SPEC = he.ckks.ring(128, bits=(30, 26, 26, 26), insecure=True)
 SCALE = 2.0**26
-
-
-def fresh(number=0):
-    return crypto.ChaChaKey(jnp.arange(8, dtype=jnp.uint32) + jnp.uint32(8 * number))
 
 
 @pytest.fixture(scope="module")
