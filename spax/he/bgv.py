@@ -72,12 +72,13 @@ def ring(
     return RingSpec(n, q[special:], q[0] if special else None, t, insecure=insecure)
 
 
-def encode(v: Array, spec: RingSpec, *, level: int | None = None) -> Plaintext:
+def encode(v: Array | np.ndarray, spec: RingSpec, *, level: int | None = None) -> Plaintext:
     """Puts integers into slots.
 
     Args:
-      v: int32 or uint8 (any integer type) ``[..., m]`` with m <= n; missing slots are zero. Taken
-        modulo each plaintext prime: of the representatives, those nearest to zero are meant.
+      v: of any integer type (NumPy's 64-bit ones on the host) ``[..., m]`` with m <= n; missing
+        slots are zero. Taken modulo each plaintext prime: of the representatives, those nearest to
+        zero are meant.
       spec: the parameters, with plaintext primes.
       level: how many moduli; None: all.
 
@@ -96,7 +97,8 @@ def encode(v: Array, spec: RingSpec, *, level: int | None = None) -> Plaintext:
     """
     if not spec.t:
         raise SpecMismatch("these parameters have no plaintext primes (got t=())")
-    v = jnp.asarray(v)
+    q = spec.moduli(level)
+    v = v if isinstance(v, jax.Array) else np.asarray(v)
     if not jnp.issubdtype(v.dtype, jnp.integer):
         raise ValueError(f"v must be of an integer type (got {v.dtype})")
     if v.ndim < 1 or v.shape[-1] > spec.n:
@@ -104,14 +106,21 @@ def encode(v: Array, spec: RingSpec, *, level: int | None = None) -> Plaintext:
     half = math.prod(spec.t) // 2
     if is_concrete(v) and v.size and max(abs(int(v.max())), abs(int(v.min()))) > half:
         raise PlaintextOverflow(f"numbers must be within {half} (got {int(v.min())} to {v.max()})")
-    q = spec.moduli(level)
-    v = v.astype(jnp.int32)[..., None, :]
-    row = ranked(column(spec.t).astype(np.int32), v.ndim)
-    slots = jnp.zeros((*v.shape[:-2], len(spec.t), spec.n), jnp.uint32)
-    slots = slots.at[..., _places(spec.n)[: v.shape[-1]]].set((v % row).astype(jnp.uint32))
+    residues = _modulo(v[..., None, :], spec.t)
+    slots = jnp.zeros((*v.shape[:-1], len(spec.t), spec.n), jnp.uint32)
+    slots = slots.at[..., _places(spec.n)[: v.shape[-1]]].set(residues)
     coefficients = intt(slots, spec.t)[..., None, :]
     lifted = lift(coefficients, ranked(column(spec.t)[..., None], coefficients.ndim), q)
     return Plaintext(ntt(lifted, q), spec, len(q), message_log2=math.log2(max(spec.t) / 2))
+
+
+def _modulo(v: Array | np.ndarray, t: tuple[int, ...]) -> Array:
+    """Integers ``[..., 1, m]`` modulo each prime: on the host, before JAX narrows wide ones."""
+    if is_concrete(v):
+        wide = np.asarray(v).astype(object if v.dtype == np.uint64 else np.int64)
+        return jnp.asarray((wide % ranked(column(t).astype(np.int64), v.ndim)).astype(np.uint32))
+    word = jnp.uint32 if v.dtype == jnp.uint32 else jnp.int32
+    return (v.astype(word) % ranked(column(t), v.ndim).astype(word)).astype(jnp.uint32)
 
 
 @jax.jit

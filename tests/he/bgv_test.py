@@ -193,6 +193,26 @@ def test_numbers_that_are_no_slots_are_refused():
         he.bgv.encode(jnp.arange(3), he.ckks.ring(64, bits=(30,), special=None, insecure=True))
 
 
+def test_wide_integers_are_not_narrowed(keys):
+    for wide in (
+        np.array([3_000_000_000, -5_000_000_000]),
+        np.array([4_000_000_000], np.uint32),
+        np.array([8_000_000_000], np.uint64),
+    ):
+        ct = he.encrypt_symmetric(keys.secret, he.bgv.encode(wide, SPEC), key=fresh(5))
+        got = he.bgv.decrypt_or_raise(keys.secret, ct)[: wide.size]
+        np.testing.assert_array_equal(got, wide)
+    word = jnp.array([4_000_000_000], jnp.uint32)
+    np.testing.assert_array_equal(
+        jax.jit(he.bgv.encode, static_argnums=1)(word, SPEC).p, he.bgv.encode(word, SPEC).p
+    )
+
+
+def test_levels_that_do_not_exist_are_refused():
+    with pytest.raises(he.LevelMismatch, match="level=5"):
+        he.bgv.encode(jnp.arange(4), SPEC, level=5)
+
+
 def test_channels_join_to_integers_modulo_their_product():
     t = (97, 101, 103)
     values = [0, 1, -1, 504_545, -504_545, 12_345]
